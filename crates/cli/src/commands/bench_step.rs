@@ -1,0 +1,86 @@
+//! `vidtune bench step`: training steps timed, by the trainer's own bench.
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use hub::{Dtype, SafeTensors};
+use serde_json::{Value, json};
+use train::plan::MethodKind;
+use train::{BenchOptions, bench_step};
+
+use crate::args::{BenchMethod, BenchStepArgs, Common, DtypeChoice};
+use crate::console::{Console, bytes};
+use crate::failure::CliError;
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// The configuration is not one of a model that can be built, or the sequences do not fit it.
+pub fn run(args: &BenchStepArgs, common: &Common, console: &Console) -> Result<ExitCode> {
+    let dtype = common.dtype.unwrap_or(DtypeChoice::F32);
+    let options = BenchOptions {
+        config: args.config.clone(),
+        seq: args.seq,
+        batch: args.batch,
+        method: match args.method {
+            BenchMethod::Full => MethodKind::Full,
+            BenchMethod::Lora => MethodKind::Lora,
+            BenchMethod::Projector => MethodKind::Projector,
+        },
+        dtype: dtype.dtype(),
+        steps: args.steps,
+        recompute: args.recompute,
+        tokens: args.tokens.as_deref().map(|path| read_tokens(path, args.seq * args.batch)).transpose()?,
+    };
+    console.debug("building the model");
+    let result = bench_step(&options)?;
+    if args.json {
+        let mut line = serde_json::to_value(&result)?;
+        if let Value::Object(fields) = &mut line {
+            fields.insert("process_peak_bytes".to_owned(), json!(process_peak()));
+            fields.insert("threads".to_owned(), json!(tensor::num_threads()));
+            fields.insert("dtype".to_owned(), json!(dtype.word()));
+        }
+        output::print_json(&line)?;
+    } else {
+        let text = format!(
+            "{:.3} s a step ({:.3} forward, {:.3} backward, {:.3} optimizer), {:.0} tokens/s, {} at most, {} trainable parameters\n",
+            result.step_s,
+            result.forward_s,
+            result.backward_s,
+            result.optimizer_s,
+            result.tokens_per_s,
+            bytes(result.peak_memory_bytes),
+            result.trainable_parameters,
+        );
+        output::write(None, text.as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The first `count` ids of the tensor `tokens` (I64) of a safetensors file.
+fn read_tokens(path: &Path, count: usize) -> Result<Vec<u32>> {
+    let bad = |what: String| CliError::usage(format!("`{}`: {what}", path.display()), "store `tokens` as I64 ids");
+    let file = SafeTensors::open(path)?;
+    let Some(view) = file.get("tokens").filter(|view| view.dtype == Dtype::I64) else {
+        return Err(bad("there is no tensor `tokens` of dtype `I64`".to_owned()).into());
+    };
+    if view.num_elements() < count {
+        return Err(bad(format!("{} tokens, `--seq` times `--batch` is {count}", view.num_elements())).into());
+    }
+    let ids = view.data.chunks_exact(8).take(count).map(|b| {
+        let id = b.try_into().map(i64::from_le_bytes).unwrap_or(-1);
+        u32::try_from(id).map_err(|_| bad(format!("`{id}` is not a token id")))
+    });
+    Ok(ids.collect::<Result<_, _>>()?)
+}
+
+/// Largest resident size of this process, where the system tells it.
+fn process_peak() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}

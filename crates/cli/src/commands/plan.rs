@@ -1,0 +1,97 @@
+//! `vidtune plan`: what a plan would run, and the errors that it would die of, before anything is written.
+
+use std::fmt::Write;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use train::plan::Plan;
+use train::{PartCount, PlanReport, ReportOptions, plan_report};
+
+use crate::args::{Common, PlanArgs};
+use crate::commands::train::overrides;
+use crate::console::{Console, bytes, duration};
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// The plan cannot work.
+pub fn run(args: &PlanArgs, common: &Common, _console: &Console) -> Result<ExitCode> {
+    let plan = Plan::load(&args.plan, &overrides(&args.overrides, common))?;
+    let report = plan_report(&plan, &ReportOptions { measure: args.measure })?;
+    if args.json {
+        output::write_json(None, &report)?;
+    } else {
+        output::write(None, text_of(&report).as_bytes())?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The report for people.
+pub fn text_of(report: &PlanReport) -> String {
+    let mut text = format!("model `{}`\n\n{}\n", report.model_dir.display(), part_table(&report.parts));
+    if !report.adapted_modules.is_empty() {
+        let _ = writeln!(text, "adapters on {} modules", report.adapted_modules.len());
+    }
+    let eval = report.eval_records.map(|count| format!(", {count} for evaluation")).unwrap_or_default();
+    let _ = writeln!(text, "{} records{eval}", report.records);
+    let each = report.steps_per_epoch.map(|steps| format!(", {steps} an epoch")).unwrap_or_default();
+    let _ = writeln!(text, "{} steps{each}, {} of them warm-up", report.num_steps, report.num_warmup_steps);
+    let tokens = &report.tokens;
+    let _ = writeln!(
+        text,
+        "{:.0} input tokens a record ({} at most, {:.0} supervised, {:.1} pictures; {} records sampled), about {:.3e} in all",
+        tokens.mean_input_tokens,
+        tokens.max_input_tokens,
+        tokens.mean_supervised_tokens,
+        tokens.mean_images,
+        tokens.sampled_records,
+        tokens.total_input_tokens,
+    );
+    let memory = &report.memory;
+    let _ = writeln!(
+        text,
+        "about {} at the peak: weights {}, gradients {}, optimizer {}, activations {}",
+        bytes(memory.total),
+        bytes(memory.weights),
+        bytes(memory.gradients),
+        bytes(memory.optimizer),
+        bytes(memory.activations),
+    );
+    let time = &report.time;
+    let _ = writeln!(
+        text,
+        "about {} a step, {} in all (decoding not counted)",
+        duration(time.seconds_per_step),
+        duration(time.seconds)
+    );
+    if let Some(measured) = &report.measured {
+        let _ = writeln!(
+            text,
+            "measured on {} input tokens: {} at the peak (the optimizer's state comes on top), {} forward, {} backward, loss {:.4}",
+            measured.input_tokens,
+            bytes(measured.peak_memory_bytes),
+            duration(measured.forward_time),
+            duration(measured.backward_time),
+            measured.loss,
+        );
+    }
+    if !report.unreached.is_empty() {
+        let _ = writeln!(text, "take no part in the forward pass: `{}`", report.unreached.join("`, `"));
+    }
+    text
+}
+
+/// Tensors and parameters by part, one line each.
+pub fn part_table(parts: &[PartCount]) -> String {
+    let mut text = format!("{:<10} {:>14} {:>14} {:>9}  learning rate\n", "part", "parameters", "trainable", "tensors");
+    for part in parts {
+        let rate = part.learning_rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2e}"));
+        let _ = writeln!(
+            text,
+            "{:<10} {:>14} {:>14} {:>9}  {rate}",
+            part.part, part.parameters, part.trainable_parameters, part.trainable_tensors
+        );
+    }
+    text
+}

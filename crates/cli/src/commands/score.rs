@@ -1,0 +1,49 @@
+//! `vidtune score`: the loss of every record, one JSON line each, in the order of the file.
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use data::collate;
+use rayon::prelude::*;
+
+use crate::args::{Common, ScoreArgs};
+use crate::console::{Console, Counter};
+use crate::failure::CliError;
+use crate::model_args::{encode_options, load, num_records, open_set};
+use crate::output;
+
+/// Runs the command.
+///
+/// # Errors
+/// A record that cannot be read stops it: a score file with holes would be read as complete.
+pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitCode> {
+    if args.batch_size == 0 {
+        return Err(CliError::usage("`--batch-size 0`: expected at least 1", "leave it out for 1").into());
+    }
+    let options = encode_options(&args.frames)?;
+    let dataset = open_set(&args.data, &args.set)?;
+    let total = num_records(&dataset, &args.set);
+    let loaded = load(&args.model, args.adapter.as_deref(), common, console)?;
+    let mut counter = Counter::new(console, "records");
+    let mut lines = Vec::new();
+    // Records are read ahead in groups, so that the processor's cores decode while one of them would wait.
+    let group = (args.batch_size.max(8).next_multiple_of(args.batch_size)) as u64;
+    for start in (0..total).step_by(group as usize) {
+        let end = (start + group).min(total);
+        let encode = |i| loaded.processor.encode(&dataset.get(i)?, &options);
+        let encoded = (start..end).into_par_iter().map(encode).collect::<Vec<Result<_, data::DataError>>>();
+        let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+        for batch in encoded.chunks(args.batch_size) {
+            for score in infer::score_batch(&loaded.model, &collate(batch)?)? {
+                serde_json::to_writer(&mut lines, &score)?;
+                lines.push(b'\n');
+            }
+        }
+        counter.at(end, total);
+    }
+    output::write(args.out.as_deref(), &lines)?;
+    if let Some(out) = &args.out {
+        console.info(&format!("{total} scores in `{}`", out.display()));
+    }
+    Ok(ExitCode::SUCCESS)
+}

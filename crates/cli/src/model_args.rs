@@ -1,0 +1,115 @@
+//! Models and datasets as commands name them: folder, hub id, adapter, frames. Owns the way from flags to opened things.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use data::{Dataset, EncodeOptions, Processor};
+use hub::HubEnv;
+use models::{LoadOptions, Model};
+
+use crate::args::{Common, FrameArgs, SetArgs};
+use crate::console::{Console, bytes};
+use crate::failure::CliError;
+
+/// A model that is ready to be asked.
+pub struct Loaded {
+    /// The model, its adapter applied.
+    pub model: Model,
+    /// Its tokenizer, template and image settings.
+    pub processor: Processor,
+}
+
+/// The folder of a model named by folder or hub id; tells about downloads.
+///
+/// # Errors
+/// There is no such model, or it cannot be fetched.
+pub fn resolve(spec: &str, console: &Console) -> Result<PathBuf> {
+    if Path::new(spec).is_dir() {
+        return Ok(PathBuf::from(spec));
+    }
+    let progress = |name: &str, done: u64, total: Option<u64>| {
+        let of = total.map(|total| format!(" of {}", bytes(total))).unwrap_or_default();
+        console.progress(&format!("fetching {name}: {}{of}", bytes(done)));
+    };
+    let dir = hub::resolve_model_with(spec, &HubEnv::from_env()?, &progress)?;
+    console.clear();
+    console.debug(&format!("`{spec}` is `{}`", dir.display()));
+    Ok(dir)
+}
+
+/// Loads processor, model and adapter. A `--model` that is an adapter folder brings its own base model.
+///
+/// # Errors
+/// Any of them cannot be read.
+pub fn load(spec: &str, adapter: Option<&Path>, common: &Common, console: &Console) -> Result<Loaded> {
+    let mut dir = resolve(spec, console)?;
+    let mut adapter = match adapter {
+        Some(path) => Some(resolve(&path.to_string_lossy(), console)?),
+        None => None,
+    };
+    if adapter.is_none() && dir.join("adapter_config.json").is_file() && !dir.join("config.json").is_file() {
+        let base = base_of(&dir)?;
+        console.info(&format!("`{}` is an adapter of `{base}`", dir.display()));
+        adapter = Some(dir);
+        dir = resolve(&base, console)?;
+    }
+    let processor = Processor::load(&dir)?;
+    console.debug(&format!("loading `{}`", dir.display()));
+    let options = LoadOptions { dtype: common.dtype.map(|choice| choice.dtype()) };
+    let (mut model, _report) = models::load(&dir, &options)?;
+    if let Some(adapter) = adapter {
+        model.load_adapter(&adapter)?;
+    }
+    Ok(Loaded { model, processor })
+}
+
+/// The base model that an adapter folder names.
+fn base_of(dir: &Path) -> Result<String> {
+    let path = dir.join("adapter_config.json");
+    let config: serde_json::Value = hub::json::read_json(&path)?;
+    match config["base_model_name_or_path"].as_str() {
+        Some(base) if !base.is_empty() => Ok(base.to_owned()),
+        _ => Err(CliError::usage(
+            format!("`{}` names no base model", path.display()),
+            "give the base with `--model` and this folder with `--adapter`",
+        )
+        .into()),
+    }
+}
+
+/// Opens a dataset; `--max-samples` is the caller's.
+///
+/// # Errors
+/// The file cannot be read, or its format cannot be told.
+pub fn open_set(path: &Path, set: &SetArgs) -> Result<Dataset> {
+    Ok(data::open_dataset(path, set.format.into(), set.media_dir.as_deref())?)
+}
+
+/// Records that `--max-samples` leaves.
+pub fn num_records(dataset: &Dataset, set: &SetArgs) -> u64 {
+    set.max_samples.map_or(dataset.len(), |most| most.min(dataset.len()))
+}
+
+/// What the frame flags ask of every record.
+///
+/// # Errors
+/// A count of 0 or a rate that is not positive.
+pub fn encode_options(frames: &FrameArgs) -> Result<EncodeOptions> {
+    let zero = [("--num-frames", frames.num_frames), ("--max-frames", frames.max_frames)];
+    if let Some((flag, _)) = zero.iter().find(|(_, count)| *count == Some(0)) {
+        return Err(
+            CliError::usage(format!("`{flag} 0`: expected at least 1"), "leave it out for the model's own").into()
+        );
+    }
+    if let Some(fps) = frames.fps.filter(|fps| !(*fps > 0.0 && fps.is_finite())) {
+        return Err(
+            CliError::usage(format!("`--fps {fps}`: expected more than 0"), "frames a second, such as 1").into()
+        );
+    }
+    Ok(EncodeOptions {
+        num_frames: frames.num_frames,
+        fps: frames.fps,
+        max_frames: frames.max_frames,
+        ..EncodeOptions::default()
+    })
+}

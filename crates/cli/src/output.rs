@@ -1,0 +1,43 @@
+//! Data on its way out: to stdout or, atomically, to a file. Owns no format.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use anyhow::Result;
+use serde::Serialize;
+
+/// Writes `bytes` to `path`, whole or not at all, or to stdout. Missing folders of `path` are made.
+///
+/// # Errors
+/// The file cannot be written, or stdout is closed.
+pub fn write(path: Option<&Path>, bytes: &[u8]) -> Result<()> {
+    let Some(path) = path else {
+        let mut out = io::stdout().lock();
+        out.write_all(bytes)?;
+        return Ok(out.flush()?);
+    };
+    if let Some(parent) = path.parent().filter(|p| !p.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(|e| crate::failure::CliError::io("create", parent, &e))?;
+    }
+    Ok(hub::atomic_write(path, bytes)?)
+}
+
+/// As [`write()`], with a value as indented JSON and a final line end.
+///
+/// # Errors
+/// As [`write()`].
+pub fn write_json(path: Option<&Path>, value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value)?;
+    bytes.push(b'\n');
+    write(path, &bytes)
+}
+
+/// A value as one line of JSON on stdout.
+///
+/// # Errors
+/// Stdout is closed.
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec(value)?;
+    bytes.push(b'\n');
+    write(None, &bytes)
+}

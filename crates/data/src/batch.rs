@@ -1,0 +1,147 @@
+//! Owns [`Encoded`] (one record as the model sees it) and [`Batch`] (several of them packed, block-diagonal).
+//! It refuses to pad: records of different lengths stand one after the other, told apart by cumulative lengths.
+
+use std::ops::Range;
+
+use crate::error::DataError;
+
+/// Label of a token that is not supervised, as in PyTorch's cross-entropy.
+pub const IGNORE: i32 = -100;
+
+/// One chosen frame or picture of a record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrameInfo {
+    /// Which media reference of the record it belongs to, counted from 0.
+    pub media: usize,
+    /// Frame number in its file, in presentation order; 0 for a still picture.
+    pub index: usize,
+    /// Presentation time in seconds; 0 for a still picture.
+    pub seconds: f64,
+}
+
+/// One record as the model sees it.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Encoded {
+    /// The record's id.
+    pub id: String,
+    /// The record's position in its dataset.
+    pub index: u64,
+    /// Token ids, placeholders expanded.
+    pub ids: Vec<u32>,
+    /// One label a token: the token itself where supervised, [`IGNORE`] elsewhere (not shifted).
+    pub labels: Vec<i32>,
+    /// The rendered conversation, one placeholder a picture (not repeated).
+    pub text: String,
+    /// Byte ranges of `text` that are supervised, end-of-turn tokens included.
+    pub spans: Vec<Range<usize>>,
+    /// Normalised pictures, `[num_images, C, H, W]` row-major.
+    pub pixels: Vec<f32>,
+    /// Number of pictures (frames count one each).
+    pub num_images: usize,
+    /// `[C, H, W]` of every picture; zeros when there is none.
+    pub image_shape: [usize; 3],
+    /// Rows of `ids` that take picture features, in picture order.
+    pub image_rows: Vec<u32>,
+    /// For each picture its feature grid `[t, h, w]`.
+    pub grids: Vec<[usize; 3]>,
+    /// For each picture the presentation times of its frames.
+    pub frame_seconds: Vec<Vec<f64>>,
+    /// For each picture where it came from.
+    pub frames: Vec<FrameInfo>,
+    /// What was done to make the record fit, for the ledger and the preview (for example fewer frames).
+    pub notes: Vec<String>,
+}
+
+impl Encoded {
+    /// Supervised targets after the shift: labels at position 1 and later.
+    pub fn num_supervised(&self) -> usize {
+        self.labels.iter().skip(1).filter(|&&l| l != IGNORE).count()
+    }
+
+    /// Bytes of memory this record holds, for byte budgets.
+    pub fn num_bytes(&self) -> usize {
+        self.ids.len() * 8 + self.pixels.len() * 4 + self.image_rows.len() * 4 + self.text.len() + 256
+    }
+}
+
+/// Several records packed one after the other; plain host vectors.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Batch {
+    /// Token ids `[t]`.
+    pub ids: Vec<u32>,
+    /// Labels `[t]`; `labels[i]` belongs to `ids[i]` (the HF convention, not shifted).
+    pub labels: Vec<i32>,
+    /// Positions `[t]`, starting at 0 in every record.
+    pub positions: Vec<u32>,
+    /// Where records start and end: `n + 1` cumulative lengths.
+    pub cu_seqlens: Vec<usize>,
+    /// Pictures `[num_images, C, H, W]`.
+    pub pixels: Vec<f32>,
+    /// Number of pictures.
+    pub num_images: usize,
+    /// `[C, H, W]`, the same for all pictures; zeros when there is none.
+    pub image_shape: [usize; 3],
+    /// Rows of `ids` that take picture features, in picture order.
+    pub image_rows: Vec<u32>,
+    /// For each picture its feature grid `[t, h, w]`.
+    pub grids: Vec<[usize; 3]>,
+    /// For each picture the presentation times of its frames.
+    pub frame_seconds: Vec<Vec<f64>>,
+    /// Ids of the records.
+    pub sample_ids: Vec<String>,
+    /// Positions of the records in their dataset.
+    pub sample_index: Vec<u64>,
+}
+
+impl Batch {
+    /// Number of records.
+    pub fn num_samples(&self) -> usize {
+        self.sample_ids.len()
+    }
+
+    /// Number of input tokens; there is no padding.
+    pub fn num_tokens(&self) -> usize {
+        self.ids.len()
+    }
+
+    /// Supervised targets after the shift inside each record.
+    pub fn num_supervised(&self) -> usize {
+        self.cu_seqlens
+            .windows(2)
+            .map(|w| self.labels[w[0]..w[1]].iter().skip(1).filter(|&&l| l != IGNORE).count())
+            .sum()
+    }
+}
+
+/// Packs records one after the other.
+///
+/// # Errors
+/// Pictures of different shapes, which one model input cannot hold.
+pub fn collate(samples: &[Encoded]) -> Result<Batch, DataError> {
+    let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
+    for s in samples {
+        let base = batch.ids.len() as u32;
+        if s.num_images > 0 {
+            if batch.num_images > 0 && batch.image_shape != s.image_shape {
+                return Err(DataError::PictureShapes {
+                    id: s.id.clone(),
+                    expected: batch.image_shape,
+                    found: s.image_shape,
+                });
+            }
+            batch.image_shape = s.image_shape;
+        }
+        batch.ids.extend_from_slice(&s.ids);
+        batch.labels.extend_from_slice(&s.labels);
+        batch.positions.extend(0..s.ids.len() as u32);
+        batch.cu_seqlens.push(batch.ids.len());
+        batch.pixels.extend_from_slice(&s.pixels);
+        batch.num_images += s.num_images;
+        batch.image_rows.extend(s.image_rows.iter().map(|r| r + base));
+        batch.grids.extend_from_slice(&s.grids);
+        batch.frame_seconds.extend_from_slice(&s.frame_seconds);
+        batch.sample_ids.push(s.id.clone());
+        batch.sample_index.push(s.index);
+    }
+    Ok(batch)
+}

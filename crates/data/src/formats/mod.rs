@@ -1,0 +1,204 @@
+//! Owns the reading of one JSON record into a [`Sample`], and what all formats share: media fields, order of roles,
+//! empty answers. It refuses to open media files or to know any model.
+
+mod conversation;
+mod llava;
+mod media_fields;
+mod messages;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use crate::error::{DataError, RecordError};
+use crate::record::{Format, Origin, Part, Role, Sample, Turn};
+
+/// A JSON object.
+pub(crate) type Object = Map<String, Value>;
+
+/// Where a record stands while it is read: everything that a message about it needs.
+pub(crate) struct Context<'a> {
+    origin: &'a Origin,
+    id: String,
+    media_dir: &'a Path,
+}
+
+impl Context<'_> {
+    /// An error about this record.
+    fn error(&self, reason: &'static str, what: impl Into<String>) -> RecordError {
+        RecordError::new(reason, self.origin, Some(&self.id), what)
+    }
+
+    /// The path as written, taken from the media folder when it is relative.
+    fn resolve(&self, written: &str) -> PathBuf {
+        let path = Path::new(written.strip_prefix("file://").unwrap_or(written));
+        if path.is_absolute() { path.to_path_buf() } else { self.media_dir.join(path) }
+    }
+}
+
+/// Tells the format of a record by its keys.
+pub(crate) fn detect(record: &Value) -> Option<Format> {
+    let record = record.as_object()?;
+    [("conversations", Format::Llava), ("messages", Format::Messages), ("conversation", Format::Conversation)]
+        .into_iter()
+        .find_map(|(key, format)| record.contains_key(key).then_some(format))
+}
+
+/// The record's id: its own, its key in the file's top-level object, or its position.
+pub(crate) fn id_of(record: &Value, key: Option<&str>, index: u64) -> String {
+    let own = ["id", "sample_id", "question_id", "uid"].iter().find_map(|k| match record.get(k) {
+        Some(Value::String(s)) if !s.is_empty() => Some(s.clone()),
+        Some(Value::Number(n)) => Some(n.to_string()),
+        _ => None,
+    });
+    own.or_else(|| key.map(str::to_owned)).unwrap_or_else(|| index.to_string())
+}
+
+/// Reads a record of a known format.
+pub(crate) fn parse(
+    text: &str,
+    key: Option<&str>,
+    format: Format,
+    origin: &Origin,
+    media_dir: &Path,
+) -> Result<Sample, DataError> {
+    let value: Value = serde_json::from_str(text).map_err(|e| broken_json(&e, text, key, origin))?;
+    let id = id_of(&value, key, origin.index);
+    let context = Context { origin, id, media_dir };
+    let Value::Object(record) = &value else {
+        return Err(context
+            .error("bad_record", "a record must be an object")
+            .expected("`{...}`", kind_of(&value))
+            .hint("remove the entry")
+            .into());
+    };
+    let format = match format {
+        Format::Auto => detect(&value).ok_or_else(|| {
+            context
+                .error("unknown_format", "the record's format cannot be told")
+                .expected("a key `conversations`, `messages` or `conversation`", list_keys(record))
+                .hint("name the format with `data.train.format`, or convert the file")
+        })?,
+        named => named,
+    };
+    let conversation = match format {
+        Format::Conversation => conversation::parse(&context, record)?,
+        Format::Messages => messages::parse(&context, record)?,
+        Format::Llava | Format::Auto => llava::parse(&context, record)?,
+    };
+    check_turns(&context, &conversation)?;
+    Ok(Sample { id: context.id, conversation, format, origin: origin.clone() })
+}
+
+fn broken_json(error: &serde_json::Error, text: &str, key: Option<&str>, origin: &Origin) -> DataError {
+    let line = origin.line + (error.line() as u64).saturating_sub(1);
+    let mut place = origin.clone();
+    place.line = line;
+    // The library's message ends with a place relative to the record, which would contradict the file's own.
+    let message = error.to_string();
+    let message = message.split(" at line ").next().unwrap_or_default();
+    let near: String = text
+        .lines()
+        .nth(error.line().saturating_sub(1))
+        .map(|l| l.chars().skip(error.column().saturating_sub(12)).take(24).collect())
+        .unwrap_or_default();
+    RecordError::new("bad_json", &place, key, format!("column {}: {message}, near `{near}`", error.column()))
+        .hint("repair the JSON, or set `data.on_bad_media: skip`")
+        .into()
+}
+
+/// Checks what every format promises: roles in order, an answer in every assistant turn, media only in questions.
+fn check_turns(context: &Context<'_>, turns: &[Turn]) -> Result<(), RecordError> {
+    if turns.is_empty() {
+        return Err(context.error("empty_conversation", "the record has no turn").hint("remove the record"));
+    }
+    let mut wanted = Role::User;
+    for (position, turn) in turns.iter().enumerate() {
+        if turn.role == Role::System {
+            if position > 0 {
+                return Err(context
+                    .error("wrong_role_order", format!("turn {position} is a `system` turn"))
+                    .expected("`system` as the first turn only", format!("it in place {position}"))
+                    .hint("move it to the front"));
+            }
+            continue;
+        }
+        if turn.role != wanted {
+            return Err(context
+                .error("wrong_role_order", format!("turn {position} has the wrong role"))
+                .expected(format!("`{}`", wanted.name()), format!("`{}`", turn.role.name()))
+                .hint("user and assistant must take turns, the user first"));
+        }
+        if turn.role == Role::Assistant {
+            check_answer(context, position, turn)?;
+        }
+        wanted = if turn.role == Role::User { Role::Assistant } else { Role::User };
+    }
+    if wanted == Role::Assistant || turns.iter().all(|t| t.role == Role::System) {
+        return Err(context
+            .error("no_answer", "the last turn is not the assistant's, so nothing can be learned from it")
+            .hint("add the answer, or remove the record"));
+    }
+    Ok(())
+}
+
+fn check_answer(context: &Context<'_>, position: usize, turn: &Turn) -> Result<(), RecordError> {
+    if turn.parts.iter().any(|p| matches!(p, Part::Media(_))) {
+        return Err(context
+            .error("media_in_answer", format!("turn {position} of the assistant holds a picture or a clip"))
+            .hint("media belong to the user's turns; remove the placeholder from the answer"));
+    }
+    if turn.joined_text().trim().is_empty() {
+        return Err(context
+            .error("empty_answer", format!("turn {position} of the assistant is empty"))
+            .hint("write the answer, or remove the record"));
+    }
+    Ok(())
+}
+
+/// A list under a key that must be there.
+fn required_list<'a>(context: &Context<'_>, record: &'a Object, key: &str) -> Result<&'a Vec<Value>, RecordError> {
+    match record.get(key) {
+        Some(Value::Array(list)) => Ok(list),
+        Some(other) => {
+            Err(context.error("bad_record", format!("`{key}` has the wrong type")).expected("a list", kind_of(other)))
+        }
+        None => Err(context
+            .error("bad_record", format!("`{key}` is missing"))
+            .expected(format!("a list `{key}`"), list_keys(record))
+            .hint("check `data.train.format`")),
+    }
+}
+
+/// The role of a name as the formats spell it.
+fn role_of(context: &Context<'_>, position: usize, name: &str) -> Result<Role, RecordError> {
+    match name {
+        "system" | "developer" => Ok(Role::System),
+        "human" | "user" => Ok(Role::User),
+        "gpt" | "assistant" | "model" => Ok(Role::Assistant),
+        other => Err(context
+            .error("unknown_role", format!("turn {position} has an unknown role"))
+            .expected("one of `system`, `user`, `human`, `assistant`, `gpt`", format!("`{other}`"))),
+    }
+}
+
+/// What a JSON value is, for messages.
+fn kind_of(value: &Value) -> String {
+    match value {
+        Value::Null => "null".into(),
+        Value::Bool(b) => format!("`{b}`"),
+        Value::Number(n) => format!("the number {n}"),
+        Value::String(s) if s.chars().count() <= 40 => format!("the text `{s}`"),
+        Value::String(_) => "a text".into(),
+        Value::Array(a) => format!("a list of {}", a.len()),
+        Value::Object(o) => format!("an object with {}", list_keys(o)),
+    }
+}
+
+fn list_keys(record: &Object) -> String {
+    if record.is_empty() {
+        return "no key".into();
+    }
+    let keys: Vec<String> = record.keys().take(8).map(|k| format!("`{k}`")).collect();
+    format!("{}{}", keys.join(", "), if record.len() > 8 { ", ..." } else { "" })
+}

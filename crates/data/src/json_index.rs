@@ -1,0 +1,434 @@
+//! Owns the byte-offset index of `.json` and `.jsonl` files: where each record starts and ends, found in one buffered
+//! pass that keeps nothing of the content. It refuses to interpret records.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use crate::error::DataError;
+
+/// Where one record lies in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    /// First byte.
+    pub start: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// Position in [`JsonIndex::keys`] plus one when the top level is an object; 0 otherwise.
+    key: u32,
+}
+
+/// Where the records of a file lie.
+#[derive(Debug)]
+pub(crate) struct JsonIndex {
+    path: PathBuf,
+    entries: Vec<Entry>,
+    keys: Vec<String>,
+}
+
+/// Bytes read from a file at once.
+const CHUNK: usize = 1 << 18;
+
+/// Keys that tell a single record from an object of records.
+const RECORD_KEYS: [&str; 3] = ["conversations", "conversation", "messages"];
+
+impl JsonIndex {
+    /// Indexes a file: one record a line when its name ends in `.jsonl` or `.ndjson` or when its first line is a whole
+    /// object followed by another line with one; otherwise a list or object of records.
+    pub fn open(path: &Path) -> Result<Self, DataError> {
+        let file = File::open(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                dataset_error(path, "missing_file", "no such file", "check `data.train.path`")
+            }
+            _ => DataError::io(path, e),
+        })?;
+        if file.metadata().is_ok_and(|m| m.is_dir()) {
+            return Err(dataset_error(path, "not_a_file", "this is a folder", "give the `.json` or `.jsonl` file"));
+        }
+        let mut index = Self { path: path.to_path_buf(), entries: Vec::new(), keys: Vec::new() };
+        if is_lines(path) {
+            index.scan_lines(BufReader::with_capacity(CHUNK, file))?;
+        } else {
+            index.scan_document(file)?;
+        }
+        if index.entries.is_empty() {
+            return Err(dataset_error(path, "empty_dataset", "the file holds no record", "check the file's content"));
+        }
+        Ok(index)
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
+    /// The record's text, comments blanked out, and its key when the top level is an object.
+    pub fn read(&self, index: u64) -> Result<(String, Option<&str>), DataError> {
+        let Some(entry) = self.entries.get(index as usize) else {
+            return Err(DataError::NoRecord { index, total: self.len() });
+        };
+        let mut file = File::open(&self.path).map_err(|e| DataError::io(&self.path, e))?;
+        file.seek(SeekFrom::Start(entry.start)).map_err(|e| DataError::io(&self.path, e))?;
+        let mut bytes = vec![0; entry.len as usize];
+        file.read_exact(&mut bytes).map_err(|_| {
+            dataset_error(&self.path, "changed", "the file changed while it was used", "keep dataset files unchanged")
+        })?;
+        blank_comments(&mut bytes);
+        let text = String::from_utf8(bytes).map_err(|_| {
+            let line = self.line_of(index);
+            dataset_error(
+                &self.path,
+                "bad_json",
+                format!("line {line}: the text is not UTF-8"),
+                "save the file in UTF-8".to_owned(),
+            )
+        })?;
+        let key = (entry.key as usize).checked_sub(1).and_then(|k| self.keys.get(k)).map(String::as_str);
+        Ok((text, key))
+    }
+
+    /// The line, counted from 1, at which the record starts. Reads the file up to there: for messages only.
+    pub fn line_of(&self, index: u64) -> u64 {
+        let Some(entry) = self.entries.get(index as usize) else { return 0 };
+        let Ok(file) = File::open(&self.path) else { return 0 };
+        let mut reader = BufReader::with_capacity(CHUNK, file.take(entry.start));
+        let mut lines = 1;
+        loop {
+            match reader.fill_buf() {
+                Ok([]) | Err(_) => return lines,
+                Ok(chunk) => {
+                    lines += chunk.iter().filter(|&&b| b == b'\n').count() as u64;
+                    let read = chunk.len();
+                    reader.consume(read);
+                }
+            }
+        }
+    }
+
+    fn push(&mut self, start: u64, end: u64, key: u32) -> Result<(), DataError> {
+        let len = u32::try_from(end - start).map_err(|_| {
+            dataset_error(
+                &self.path,
+                "bad_json",
+                "a record is larger than 4 GB",
+                "store media as files, not in the record",
+            )
+        })?;
+        self.entries.push(Entry { start, len, key });
+        Ok(())
+    }
+
+    /// One record a line; blank lines and lines that begin with `//` are passed over.
+    fn scan_lines(&mut self, mut reader: impl BufRead) -> Result<(), DataError> {
+        let (mut at, mut start) = (0u64, 0u64);
+        // The first two bytes that are not blank tell a comment; `head` counts how many were seen.
+        let (mut head, mut first, mut comment) = (0u8, 0u8, false);
+        loop {
+            let chunk = reader.fill_buf().map_err(|e| DataError::io(&self.path, e))?;
+            if chunk.is_empty() {
+                break;
+            }
+            let read = chunk.len();
+            let mut found = Vec::new();
+            for &b in chunk {
+                at += 1;
+                if b == b'\n' {
+                    if head > 0 && !comment {
+                        found.push((start, at - 1));
+                    }
+                    (start, head, comment) = (at, 0, false);
+                } else if head < 2 && !(head == 0 && (b.is_ascii_whitespace() || is_bom_byte(b, at))) {
+                    comment = comment || (head == 1 && first == b'/' && b == b'/');
+                    first = b;
+                    head += 1;
+                } else if head == 0 && is_bom_byte(b, at) {
+                    start = at;
+                }
+            }
+            reader.consume(read);
+            for (s, e) in found {
+                self.push(s, e, 0)?;
+            }
+        }
+        if head > 0 && !comment {
+            self.push(start, at, 0)?;
+        }
+        Ok(())
+    }
+
+    /// A list of records, an object whose values are records, or a single record.
+    fn scan_document(&mut self, reader: impl Read) -> Result<(), DataError> {
+        let mut scan = Scanner::new(reader);
+        let path = self.path.clone();
+        let bad = |scan: &Scanner<_>, what: String| {
+            let hint = format!("repair the JSON near line {}, column {}", scan.line, scan.column());
+            dataset_error(&path, "bad_json", format!("line {}, column {}: {what}", scan.line, scan.column()), hint)
+        };
+        let open = scan.next_token().map_err(|e| bad(&scan, e))?;
+        let (close, is_object) = match open {
+            Some(b'[') => (b']', false),
+            Some(b'{') => (b'}', true),
+            Some(other) => {
+                let what = format!("expected `[` or `{{`, found `{}`", char::from(other));
+                return Err(bad(&scan, what));
+            }
+            None => return Ok(()),
+        };
+        let document_start = scan.at - 1;
+        let mut is_single_record = false;
+        loop {
+            let Some(mut token) = scan.next_token().map_err(|e| bad(&scan, e))? else {
+                let what = format!("the file ends inside the top-level {}", if is_object { "object" } else { "list" });
+                return Err(bad(&scan, format!("{what}, number of whole records before: {}", self.entries.len())));
+            };
+            if token == close {
+                break;
+            }
+            if token == b',' && !self.entries.is_empty() {
+                token = match scan.next_token().map_err(|e| bad(&scan, e))? {
+                    Some(b) if b == close => break,
+                    Some(b) => b,
+                    None => return Err(bad(&scan, "the file ends after a comma".into())),
+                };
+            } else if !self.entries.is_empty() {
+                let what =
+                    format!("expected `,` after record {}, found `{}`", self.entries.len() - 1, char::from(token));
+                return Err(bad(&scan, what));
+            }
+            let mut key = 0;
+            if is_object {
+                if token != b'"' {
+                    return Err(bad(&scan, format!("expected a key in quotes, found `{}`", char::from(token))));
+                }
+                let name = scan.key().map_err(|e| bad(&scan, e))?;
+                is_single_record |= RECORD_KEYS.contains(&name.as_str());
+                match scan.next_token().map_err(|e| bad(&scan, e))? {
+                    Some(b':') => {}
+                    _ => return Err(bad(&scan, format!("expected `:` after the key `{name}`"))),
+                }
+                self.keys.push(name);
+                key = self.keys.len() as u32;
+                token = match scan.next_token().map_err(|e| bad(&scan, e))? {
+                    Some(b) => b,
+                    None => return Err(bad(&scan, "the file ends after a key".into())),
+                };
+            }
+            let start = scan.at - 1;
+            scan.skip_value(token).map_err(|e| bad(&scan, format!("in record {}: {e}", self.entries.len())))?;
+            self.push(start, scan.at, key)?;
+        }
+        let end = scan.at;
+        if let Some(extra) = scan.next_token().map_err(|e| bad(&scan, e))? {
+            let what = format!("expected the end of the file, found `{}`", char::from(extra));
+            let hint = "one record a line needs a file name that ends in `.jsonl`";
+            return Err(dataset_error(&path, "bad_json", format!("line {}: {what}", scan.line), hint));
+        }
+        if is_single_record {
+            self.entries.clear();
+            self.keys.clear();
+            self.push(document_start, end, 0)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_lines(path: &Path) -> bool {
+    path.extension()
+        .and_then(|e| e.to_str())
+        .is_some_and(|e| e.eq_ignore_ascii_case("jsonl") || e.eq_ignore_ascii_case("ndjson"))
+}
+
+/// A byte of the UTF-8 mark that some editors put at the start of a file.
+fn is_bom_byte(byte: u8, at: u64) -> bool {
+    matches!((at, byte), (1, 0xEF) | (2, 0xBB) | (3, 0xBF))
+}
+
+pub(crate) fn dataset_error(
+    path: &Path,
+    reason: &'static str,
+    what: impl Into<String>,
+    hint: impl Into<String>,
+) -> DataError {
+    DataError::Dataset { path: path.to_path_buf(), reason, what: what.into(), hint: hint.into() }
+}
+
+/// Overwrites `//` and `/* */` comments outside strings with spaces, so that offsets stay true.
+fn blank_comments(bytes: &mut [u8]) {
+    let (mut i, mut in_string) = (0, false);
+    while i < bytes.len() {
+        match (bytes[i], bytes.get(i + 1)) {
+            (b'\\', _) if in_string => i += 1,
+            (b'"', _) => in_string = !in_string,
+            (b'/', Some(b'/')) if !in_string => {
+                while i < bytes.len() && bytes[i] != b'\n' {
+                    bytes[i] = b' ';
+                    i += 1;
+                }
+            }
+            (b'/', Some(b'*')) if !in_string => {
+                while i < bytes.len() && !(bytes[i] == b'*' && bytes.get(i + 1) == Some(&b'/')) {
+                    if bytes[i] != b'\n' {
+                        bytes[i] = b' ';
+                    }
+                    i += 1;
+                }
+                for b in bytes.iter_mut().skip(i).take(2) {
+                    *b = b' ';
+                }
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+}
+
+/// Finds where JSON values end, without building them.
+struct Scanner<R> {
+    reader: R,
+    chunk: Vec<u8>,
+    /// First byte of the chunk that was not read yet.
+    next: usize,
+    /// Bytes read so far.
+    at: u64,
+    line: u64,
+    /// Value of `at` at the start of the line.
+    line_start: u64,
+}
+
+impl<R: Read> Scanner<R> {
+    fn new(reader: R) -> Self {
+        Self { reader, chunk: Vec::new(), next: 0, at: 0, line: 1, line_start: 0 }
+    }
+
+    fn column(&self) -> u64 {
+        self.at - self.line_start
+    }
+
+    /// The next byte, left unread.
+    fn peek(&mut self) -> Result<Option<u8>, String> {
+        if self.next == self.chunk.len() {
+            self.chunk.resize(CHUNK, 0);
+            let length = self.reader.read(&mut self.chunk).map_err(|e| e.to_string())?;
+            self.chunk.truncate(length);
+            self.next = 0;
+        }
+        Ok(self.chunk.get(self.next).copied())
+    }
+
+    fn next_byte(&mut self) -> Result<Option<u8>, String> {
+        let byte = self.peek()?;
+        if let Some(b) = byte {
+            self.next += 1;
+            self.at += 1;
+            if b == b'\n' {
+                (self.line, self.line_start) = (self.line + 1, self.at);
+            }
+        }
+        Ok(byte)
+    }
+
+    /// The next byte that is neither white space nor part of a comment.
+    fn next_token(&mut self) -> Result<Option<u8>, String> {
+        while let Some(b) = self.next_byte()? {
+            match b {
+                b' ' | b'\t' | b'\n' | b'\r' => {}
+                _ if is_bom_byte(b, self.at) => {}
+                b'/' => self.skip_comment()?,
+                _ => return Ok(Some(b)),
+            }
+        }
+        Ok(None)
+    }
+
+    fn skip_comment(&mut self) -> Result<(), String> {
+        match self.next_byte()? {
+            Some(b'/') => {
+                while let Some(b) = self.next_byte()? {
+                    if b == b'\n' {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            Some(b'*') => {
+                let mut star = false;
+                while let Some(b) = self.next_byte()? {
+                    if star && b == b'/' {
+                        return Ok(());
+                    }
+                    star = b == b'*';
+                }
+                Err("a comment is not closed".into())
+            }
+            _ => Err("found `/` outside a string".into()),
+        }
+    }
+
+    /// Skips a string whose opening quote was read.
+    fn skip_string(&mut self, mut keep: impl FnMut(&[u8])) -> Result<(), String> {
+        let line = self.line;
+        while self.peek()?.is_some() {
+            let rest = &self.chunk[self.next..];
+            let plain = rest.iter().position(|b| matches!(b, b'"' | b'\\' | b'\n')).unwrap_or(rest.len());
+            keep(&rest[..plain]);
+            self.next += plain;
+            self.at += plain as u64;
+            if self.next == self.chunk.len() {
+                continue;
+            }
+            match self.next_byte()? {
+                Some(b'"') => return Ok(()),
+                Some(b'\\') => {
+                    if let Some(escaped) = self.next_byte()? {
+                        keep(&[b'\\', escaped]);
+                    }
+                }
+                _ => return Err(format!("the string that starts on line {line} is not closed on its line")),
+            }
+        }
+        Err(format!("the string that starts on line {line} is not closed"))
+    }
+
+    /// The key whose opening quote was read.
+    fn key(&mut self) -> Result<String, String> {
+        let mut raw = vec![b'"'];
+        self.skip_string(|bytes| raw.extend_from_slice(bytes))?;
+        raw.push(b'"');
+        serde_json::from_slice(&raw).map_err(|e| e.to_string())
+    }
+
+    /// Skips the value whose first byte was read; afterwards `at` is the value's end.
+    fn skip_value(&mut self, first: u8) -> Result<(), String> {
+        let mut open: Vec<u8> = Vec::new();
+        let mut byte = first;
+        loop {
+            match byte {
+                b'"' => self.skip_string(|_| {})?,
+                b'{' => open.push(b'}'),
+                b'[' => open.push(b']'),
+                b'}' | b']' => match open.pop() {
+                    Some(wanted) if wanted == byte => {}
+                    Some(wanted) => {
+                        return Err(format!("expected `{}`, found `{}`", char::from(wanted), char::from(byte)));
+                    }
+                    None => return Err(format!("found `{}` where a value was expected", char::from(byte))),
+                },
+                b',' | b':' if open.is_empty() => return Err("a value is missing".into()),
+                b',' | b':' => {}
+                _ => {
+                    // A number or a word ends before the next separator, which is left unread.
+                    while let Some(b) = self.peek()? {
+                        if matches!(b, b',' | b']' | b'}' | b':' | b'"' | b'/') || b.is_ascii_whitespace() {
+                            break;
+                        }
+                        self.next_byte()?;
+                    }
+                }
+            }
+            if open.is_empty() {
+                return Ok(());
+            }
+            byte = self.next_token()?.ok_or("the file ends inside a record")?;
+        }
+    }
+}

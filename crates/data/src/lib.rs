@@ -1,0 +1,38 @@
+//! Records to batches: formats, templates, tokenizer, processors, labels, packing, loader.
+//!
+//! The way of a record: [`open_dataset`] finds it, `Dataset::get` reads it into a [`Sample`], [`Processor::encode`]
+//! decodes its media, renders its dialogue with the checkpoint's chat template and tokenises it once, and
+//! [`collate`] packs several records into a [`Batch`] of plain host vectors. [`Loader`] does this ahead in threads.
+//!
+//! The crate owns the tokenizer library and Jinja. It cannot see tensors or models, so that all of it is tested
+//! without a device. It never replaces, cuts or drops anything in silence: what cannot be used is an error or an
+//! entry of the [`Ledger`].
+
+mod batch;
+mod clips;
+mod dataset;
+mod encode;
+mod error;
+mod formats;
+mod image;
+mod json_index;
+mod ledger;
+mod loader;
+mod options;
+mod order;
+mod plan;
+mod processor;
+mod record;
+mod template;
+mod tokenizer;
+
+pub use batch::{Batch, Encoded, FrameInfo, IGNORE, collate};
+pub use dataset::{Dataset, open_dataset};
+pub use error::{DataError, RecordError, RecordFault};
+pub use image::ImageBackend;
+pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
+pub use loader::{Loader, LoaderOptions, LoaderState, OnBadMedia};
+pub use options::{EncodeOptions, OnLong};
+pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField};
+pub use processor::{Processor, TemplateChoice};
+pub use record::{Format, MediaKind, MediaRef, MediaSource, Origin, Part, Role, Sample, Turn};

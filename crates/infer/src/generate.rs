@@ -1,0 +1,57 @@
+//! Continuing prompts: one packed prefill, then one token a sequence and step until its end token or the limit.
+
+use crate::error::Result;
+use crate::sample::{Sampler, Sampling};
+use models::{Model, ModelInput};
+
+/// Options of [`generate`].
+#[derive(Debug, Clone, Default)]
+pub struct GenerateOptions {
+    /// Most tokens generated for a prompt.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens that end a continuation; the end token is part of it.
+    pub eos_ids: Vec<u32>,
+}
+
+/// Continues every sequence of a packed prompt; `on_token(sequence, id)` hears of each token as it is chosen.
+pub fn generate_with(
+    model: &Model,
+    prompt: &ModelInput,
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(usize, u32),
+) -> Result<Vec<Vec<u32>>> {
+    options.sampling.check()?;
+    let batch = prompt.cu_seqlens.len() - 1;
+    let mut done: Vec<Vec<u32>> = vec![Vec::new(); batch];
+    if options.max_new_tokens == 0 {
+        return Ok(done);
+    }
+    let mut samplers: Vec<Sampler> = (0..batch).map(|i| Sampler::new(&options.sampling, i as u64)).collect();
+    let mut cache = model.new_cache(batch);
+    let mut logits = model.prefill(prompt, &mut cache)?;
+    let mut active: Vec<usize> = (0..batch).collect();
+    loop {
+        let width = logits.shape()[1];
+        let mut next = Vec::with_capacity(active.len());
+        for (&s, row) in active.iter().zip(logits.f32s()?.chunks_exact(width)) {
+            let id = samplers[s].next(row);
+            done[s].push(id);
+            on_token(s, id);
+            if !options.eos_ids.contains(&id) && done[s].len() < options.max_new_tokens {
+                next.push((s, id));
+            }
+        }
+        if next.is_empty() {
+            return Ok(done);
+        }
+        logits = model.decode_step(&next, &mut cache)?;
+        active = next.into_iter().map(|(s, _)| s).collect();
+    }
+}
+
+/// Continues every sequence of a packed prompt.
+pub fn generate(model: &Model, prompt: &ModelInput, options: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
+    generate_with(model, prompt, options, |_, _| ())
+}

@@ -1,0 +1,27 @@
+//! From host batches to model inputs. Owns no batching.
+
+use crate::error::Result;
+use data::{Batch, Encoded, collate};
+use models::ModelInput;
+use tensor::Tensor;
+
+/// Moves a packed batch to where the model computes.
+pub fn upload(batch: &Batch) -> Result<ModelInput> {
+    let [c, h, w] = batch.image_shape;
+    let pixels = match batch.num_images {
+        0 => None,
+        n => Some(Tensor::from_f32(&batch.pixels, &[n, c, h, w])?),
+    };
+    Ok(ModelInput {
+        ids: batch.ids.clone(),
+        positions: batch.positions.clone(),
+        cu_seqlens: batch.cu_seqlens.as_slice().into(),
+        pixels,
+        image_rows: batch.image_rows.clone(),
+    })
+}
+
+/// Packs encoded records and moves them to where the model computes.
+pub fn upload_encoded(records: &[Encoded]) -> Result<ModelInput> {
+    upload(&collate(records)?)
+}

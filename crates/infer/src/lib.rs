@@ -1,0 +1,17 @@
+//! Answering and judging: generation with a key/value cache, sampling, scoring, metrics, evaluation tasks. Owns no
+//! training and no decoding of media.
+
+pub mod error;
+pub mod generate;
+pub mod input;
+pub mod metrics;
+pub mod sample;
+pub mod score;
+pub mod tasks;
+
+pub use error::{InferError, Result};
+pub use generate::{GenerateOptions, generate, generate_with};
+pub use input::{upload, upload_encoded};
+pub use sample::{Sampler, Sampling};
+pub use score::{Score, score_batch};
+pub use tasks::{EvalOptions, Evaluation, Prediction, Task, evaluate};

@@ -1,0 +1,212 @@
+//! Owns [`MediaError`], the one error type of this crate, with a short machine word for each cause.
+//! It refuses to decide what a caller does about a bad file: stop or skip is the caller's policy.
+
+use std::path::{Path, PathBuf};
+
+/// Why a media file (or a request about one) was refused.
+///
+/// `Display` gives one line, lower case, with the path and a hint after `; hint:`.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MediaError {
+    /// Nothing exists at the path.
+    #[error("`{path}`: no such file; hint: check the path and the media folder", path = path.display())]
+    MissingFile {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// The path is a folder, a socket or another thing that is not a regular file.
+    #[error("`{path}`: not a regular file; hint: a folder of frames must be given as frames", path = path.display())]
+    NotAFile {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// The file has no bytes.
+    #[error("`{path}`: the file is empty; hint: download or copy it again", path = path.display())]
+    EmptyFile {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// The first bytes are not those of a container or image format that this crate opens.
+    #[error(
+        "`{path}`: {found} is not an allowed {wanted}; hint: convert it to {suggestion}, or remove the record",
+        path = path.display()
+    )]
+    NotAllowedContainer {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// What the first bytes look like.
+        found: String,
+        /// `video container` or `image format`.
+        wanted: &'static str,
+        /// A format that would be accepted.
+        suggestion: &'static str,
+    },
+    /// The container or image data contradicts itself, or lacks a part without which nothing can be read.
+    #[error("`{path}`: broken {format} file: {detail}; hint: the file is damaged or incomplete, get it again", path = path.display())]
+    Broken {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// Container or image format.
+        format: String,
+        /// What was found.
+        detail: String,
+    },
+    /// The file ends before the data that was asked for.
+    #[error("`{path}`: truncated: {detail}; hint: the file is incomplete, get it again", path = path.display())]
+    Truncated {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// What is missing.
+        detail: String,
+    },
+    /// The container holds no video stream (attached pictures do not count).
+    #[error("`{path}`: no video track; hint: remove the record, or use it as audio", path = path.display())]
+    NoVideoTrack {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// There is a video stream, and not one frame of it can be read.
+    #[error("`{path}`: no frames: {detail}; hint: remove the record", path = path.display())]
+    NoFrames {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// What was found instead.
+        detail: String,
+    },
+    /// No decoder for the codec, or one that this crate does not allow.
+    #[error("`{path}`: codec `{codec}` is not supported; hint: convert the file to h264, hevc, vp9 or av1", path = path.display())]
+    UnsupportedCodec {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// The codec's name.
+        codec: String,
+    },
+    /// A limit of [`crate::Limits`] would be passed.
+    #[error("`{path}`: too large: {what} is {found}, the limit is {limit}; hint: remove the record, or raise the limit `{what}`", path = path.display())]
+    TooLarge {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// The limit's field name.
+        what: &'static str,
+        /// The value in the file.
+        found: String,
+        /// The limit's value.
+        limit: String,
+    },
+    /// The work on this file took longer than [`crate::Limits::deadline`].
+    #[error("`{path}`: not read within the deadline of {seconds} s; hint: the file may be hostile or the disk slow; raise the limit `deadline`", path = path.display())]
+    Deadline {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// The deadline in seconds.
+        seconds: f64,
+    },
+    /// The decoder gave no picture for a frame that the container lists.
+    #[error("`{path}`: frame {index} at {seconds:.3} s cannot be decoded: {detail}; hint: the file is damaged, get it again", path = path.display())]
+    Undecodable {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// Frame number in presentation order.
+        index: usize,
+        /// Its presentation time.
+        seconds: f64,
+        /// What the decoder said.
+        detail: String,
+    },
+    /// A frame number past the end.
+    #[error("`{path}`: frame {index} does not exist: the file has {num_frames} frames", path = path.display())]
+    FrameOutOfRange {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// The frame number asked for.
+        index: usize,
+        /// Frames in the file.
+        num_frames: usize,
+    },
+    /// The file changed between indexing and decoding.
+    #[error("`{path}`: the file changed while it was being used; hint: keep media files unchanged during a run", path = path.display())]
+    Changed {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// A request that no file could satisfy (frame rule, size, count).
+    #[error("bad request: {detail}")]
+    BadRequest {
+        /// What was asked and what is allowed.
+        detail: String,
+    },
+    /// Writing a video or an image failed.
+    #[error("`{path}`: cannot write: {detail}", path = path.display())]
+    Encode {
+        /// The path being written.
+        path: PathBuf,
+        /// What the encoder or muxer said.
+        detail: String,
+    },
+    /// The operating system refused.
+    #[error("`{path}`: {source}", path = path.display())]
+    Io {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// The system's error.
+        source: std::io::Error,
+    },
+}
+
+impl MediaError {
+    /// A short word for counting and for ledgers; stable across releases.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::MissingFile { .. } => "missing_file",
+            Self::NotAFile { .. } => "not_a_file",
+            Self::EmptyFile { .. } => "empty_file",
+            Self::NotAllowedContainer { .. } => "not_allowed_container",
+            Self::Broken { .. } => "broken",
+            Self::Truncated { .. } => "truncated",
+            Self::NoVideoTrack { .. } => "no_video_track",
+            Self::NoFrames { .. } => "no_frames",
+            Self::UnsupportedCodec { .. } => "unsupported_codec",
+            Self::TooLarge { .. } => "too_large",
+            Self::Deadline { .. } => "deadline",
+            Self::Undecodable { .. } => "undecodable",
+            Self::FrameOutOfRange { .. } => "frame_out_of_range",
+            Self::Changed { .. } => "changed",
+            Self::BadRequest { .. } => "bad_request",
+            Self::Encode { .. } => "encode",
+            Self::Io { .. } => "io",
+        }
+    }
+
+    /// The file the error is about, where it is about one.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::MissingFile { path }
+            | Self::NotAFile { path }
+            | Self::EmptyFile { path }
+            | Self::NotAllowedContainer { path, .. }
+            | Self::Broken { path, .. }
+            | Self::Truncated { path, .. }
+            | Self::NoVideoTrack { path }
+            | Self::NoFrames { path, .. }
+            | Self::UnsupportedCodec { path, .. }
+            | Self::TooLarge { path, .. }
+            | Self::Deadline { path, .. }
+            | Self::Undecodable { path, .. }
+            | Self::FrameOutOfRange { path, .. }
+            | Self::Changed { path }
+            | Self::Encode { path, .. }
+            | Self::Io { path, .. } => Some(path),
+            Self::BadRequest { .. } => None,
+        }
+    }
+
+    /// An [`MediaError::Io`], with "not found" told apart.
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        let path = path.to_path_buf();
+        match source.kind() {
+            std::io::ErrorKind::NotFound => Self::MissingFile { path },
+            _ => Self::Io { path, source },
+        }
+    }
+}

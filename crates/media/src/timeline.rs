@@ -1,0 +1,179 @@
+//! Owns the order of frames in time: what the scanned packets of a stream say of its frames, keyframes and rate.
+//! It refuses to read files.
+
+use crate::Warning;
+use crate::av::StreamInfo;
+use crate::sniff::Kind;
+
+/// A place where decoding can start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KeyFrame {
+    pub pts: i64,
+    pub dts: Option<i64>,
+    /// Number of its packet in the file's order.
+    pub order: usize,
+}
+
+/// What the scan keeps of a packet.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scanned {
+    pub pts: Option<i64>,
+    pub dts: Option<i64>,
+    /// In ticks, 0 if unknown.
+    pub duration: i64,
+    pub is_key: bool,
+    /// Whether a frame to show comes of it.
+    pub is_shown: bool,
+}
+
+/// A frame to show: when, and for how long, in ticks.
+#[derive(Debug, Clone, Copy)]
+struct Shown {
+    tick: i64,
+    duration: i64,
+}
+
+/// The frames in presentation order.
+pub(crate) struct Timeline {
+    /// Presentation times in ticks; empty if the container has none.
+    pub ticks: Vec<i64>,
+    pub keys: Vec<KeyFrame>,
+    pub seconds: Vec<f64>,
+    pub fps: f64,
+    pub duration: f64,
+}
+
+impl Timeline {
+    /// Sorts the frames; adds a warning if some cannot be decoded.
+    pub fn build(scanned: &[Scanned], stream: &StreamInfo, kind: Kind, warnings: &mut Vec<Warning>) -> Self {
+        let has_pts = scanned.iter().all(|packet| packet.pts.is_some());
+        let mut shown = if has_pts { shown_by_pts(scanned, warnings) } else { shown_in_order(scanned) };
+        shown.sort_by_key(|frame| frame.tick);
+
+        let in_seconds = |ticks: i128| {
+            // One rounding, so that equal times of two containers are equal numbers.
+            (ticks * i128::from(stream.time_base.0)) as f64 / stream.time_base.1.max(1) as f64
+        };
+        // The clock of a transport stream begins anywhere.
+        let origin = if kind == Kind::MpegTs { shown.first().map_or(0, |frame| frame.tick) } else { 0 };
+        let seconds = shown.iter().map(|frame| in_seconds(i128::from(frame.tick) - i128::from(origin))).collect();
+        let duration = in_seconds(span(&shown));
+
+        let mut keys: Vec<KeyFrame> = scanned
+            .iter()
+            .enumerate()
+            .filter(|(_, packet)| packet.is_key)
+            .filter_map(|(order, packet)| Some(KeyFrame { pts: packet.pts?, dts: packet.dts, order }))
+            .collect();
+        keys.sort_by_key(|key| (key.pts, key.order));
+        Self {
+            fps: rate(shown.len(), duration, stream.frame_rate),
+            ticks: if has_pts { shown.iter().map(|frame| frame.tick).collect() } else { Vec::new() },
+            keys,
+            seconds,
+            duration,
+        }
+    }
+}
+
+/// The frames of a stream with presentation times. Those before the first keyframe, whether they precede it in the file
+/// or in time, cannot be decoded and do not count.
+fn shown_by_pts(scanned: &[Scanned], warnings: &mut Vec<Warning>) -> Vec<Shown> {
+    let first = scanned.iter().position(|packet| packet.is_key).unwrap_or(0);
+    let first_pts = scanned.get(first).and_then(|packet| packet.pts).unwrap_or(i64::MIN);
+    let has_key = scanned.get(first).is_some_and(|packet| packet.is_key);
+    let mut num_leading = 0;
+    let mut shown = Vec::with_capacity(scanned.len());
+    for (order, packet) in scanned.iter().enumerate().filter(|(_, packet)| packet.is_shown) {
+        let Some(tick) = packet.pts else { continue };
+        if has_key && (order < first || tick < first_pts) {
+            num_leading += 1;
+        } else {
+            shown.push(Shown { tick, duration: packet.duration });
+        }
+    }
+    if num_leading > 0 {
+        let message = format!("{num_leading} frames before the first keyframe cannot be decoded");
+        warnings.push(Warning { reason: "leading_frames", message });
+    }
+    shown
+}
+
+/// The frames of a stream without presentation times: decoding times are as many and as far apart.
+fn shown_in_order(scanned: &[Scanned]) -> Vec<Shown> {
+    let shown = scanned.iter().enumerate().filter(|(_, packet)| packet.is_shown);
+    shown.map(|(order, p)| Shown { tick: p.dts.unwrap_or(order as i64), duration: p.duration }).collect()
+}
+
+/// Ticks from the first frame's start to the last frame's end; where the last one's duration is not known, the mean
+/// distance of the others takes its place.
+fn span(shown: &[Shown]) -> i128 {
+    let (Some(first), Some(last)) = (shown.first(), shown.last()) else { return 0 };
+    let between = i128::from(last.tick) - i128::from(first.tick);
+    let mean = if shown.len() > 1 { between / (shown.len() as i128 - 1) } else { 0 };
+    between + if last.duration > 0 { i128::from(last.duration) } else { mean }
+}
+
+/// Frames a second: the container's own rate where the frames bear it out to half a percent, else the frames counted.
+fn rate(num_frames: usize, duration: f64, (numerator, denominator): (i64, i64)) -> f64 {
+    let counted = if duration > 0.0 { num_frames as f64 / duration } else { 0.0 };
+    let listed = if denominator > 0 { numerator as f64 / denominator as f64 } else { 0.0 };
+    let is_borne_out = counted == 0.0 || (listed / counted - 1.0).abs() < 0.005;
+    if listed > 0.0 && is_borne_out { listed } else { counted }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stream(frame_rate: (i64, i64)) -> StreamInfo {
+        StreamInfo {
+            index: 0,
+            is_video: true,
+            is_default: true,
+            codec: "h264".into(),
+            width: 2,
+            height: 2,
+            time_base: (1, 100),
+            frame_rate,
+            num_frames: 0,
+            display_matrix: None,
+        }
+    }
+
+    fn packet(pts: i64, is_key: bool) -> Scanned {
+        Scanned { pts: Some(pts), dts: None, duration: 4, is_key, is_shown: true }
+    }
+
+    #[test]
+    fn frames_before_the_first_keyframe_do_not_count() {
+        // A packet before the keyframe, and two that follow it and are shown before it.
+        let scanned = [packet(0, false), packet(16, true), packet(8, false), packet(12, false), packet(20, false)];
+        let mut warnings = Vec::new();
+        let timeline = Timeline::build(&scanned, &stream((25, 1)), Kind::Mp4, &mut warnings);
+        assert_eq!(timeline.ticks, [16, 20]);
+        assert_eq!(warnings[0].message, "3 frames before the first keyframe cannot be decoded");
+        assert_eq!((timeline.fps, timeline.duration), (25.0, 0.08));
+        assert_eq!(timeline.keys, [KeyFrame { pts: 16, dts: None, order: 1 }]);
+    }
+
+    #[test]
+    fn impossible_times_do_not_overflow() {
+        let scanned = [packet(i64::MIN + 1, true), packet(i64::MAX, false)];
+        for kind in [Kind::Mp4, Kind::MpegTs] {
+            let timeline = Timeline::build(&scanned, &stream((0, 0)), kind, &mut Vec::new());
+            assert!(timeline.duration > 1e17 && timeline.fps < 1e-16);
+        }
+        assert_eq!(Timeline::build(&[], &stream((25, 1)), Kind::Mp4, &mut Vec::new()).seconds.len(), 0);
+    }
+
+    #[test]
+    fn a_stated_rate_must_be_borne_out() {
+        let scanned: Vec<Scanned> = (0..10).map(|i| packet(i * 4, i == 0)).collect();
+        let fps = |rate| Timeline::build(&scanned, &stream(rate), Kind::Mp4, &mut Vec::new()).fps;
+        assert_eq!(fps((25, 1)), 25.0);
+        assert_eq!(fps((2501, 100)), 25.01);
+        assert_eq!(fps((30, 1)), 25.0);
+        assert_eq!(fps((0, 0)), 25.0);
+    }
+}

@@ -1,0 +1,194 @@
+//! Rotary position embedding parameters: both spellings of the configuration (`rope_parameters` of transformers 5,
+//! `rope_theta` + `rope_scaling` before) and the inverse frequencies of each type. Owns no table of angles.
+//!
+//! Source: `transformers/modeling_rope_utils.py`; Su et al. 2021 (RoPE), Peng et al. 2023 (YaRN).
+
+use super::fields::Fields;
+use crate::error::Result;
+use std::f64::consts::PI;
+
+/// How frequencies are stretched beyond the length of pre-training.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RopeKind {
+    /// No scaling.
+    Default,
+    /// Every frequency divided by `factor`.
+    Linear {
+        /// Divisor of the frequencies.
+        factor: f64,
+    },
+    /// Llama 3.1: low frequencies divided, high ones kept, a smooth ramp between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Start of the ramp.
+        low_freq_factor: f64,
+        /// End of the ramp.
+        high_freq_factor: f64,
+        /// Context length of pre-training.
+        original_max: f64,
+    },
+    /// YaRN: a ramp over dimensions between interpolation and extrapolation.
+    Yarn {
+        /// Divisor of the interpolated frequencies.
+        factor: f64,
+        /// Scale of cos and sin.
+        attention_factor: f64,
+        /// Rotations above which a dimension is extrapolated.
+        beta_fast: f64,
+        /// Rotations below which a dimension is interpolated.
+        beta_slow: f64,
+        /// Context length of pre-training.
+        original_max: f64,
+        /// Whether the ramp's ends are rounded to whole dimensions.
+        truncate: bool,
+    },
+}
+
+/// Rotary parameters of a decoder.
+#[derive(Debug, Clone, PartialEq)]
+pub struct RopeConfig {
+    /// Base wavelength.
+    pub theta: f64,
+    /// Rotated dimensions of each head (even).
+    pub dim: usize,
+    /// Scaling type.
+    pub kind: RopeKind,
+}
+
+impl RopeConfig {
+    /// Reads the rotary fields of a text configuration whose heads have `head_dim` dimensions.
+    pub fn read(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<RopeConfig> {
+        let top_theta = fields.f64_or("rope_theta", 10_000.0)?;
+        let top_partial = fields.f64_or("partial_rotary_factor", 1.0)?;
+        let scaling = match (fields.raw("rope_parameters"), fields.raw("rope_scaling")) {
+            (Some(p), _) => Some(("rope_parameters", p)),
+            (None, Some(s)) => Some(("rope_scaling", s)),
+            (None, None) => None,
+        };
+        let Some((name, value)) = scaling else {
+            return RopeConfig::finish(
+                fields,
+                "partial_rotary_factor",
+                top_theta,
+                head_dim,
+                top_partial,
+                RopeKind::Default,
+            );
+        };
+        let sub = Fields::new(format!("{}/{name}", fields.place()), value)?;
+        let theta = sub.f64_or("rope_theta", top_theta)?;
+        let partial = sub.f64_or("partial_rotary_factor", top_partial)?;
+        let legacy = sub.str_or("type", "default")?;
+        let kind_name = sub.str_or("rope_type", &legacy)?;
+        let original = || sub.f64_or("original_max_position_embeddings", max_positions as f64);
+        let need = |field: &str| match sub.raw(field) {
+            Some(_) => sub.f64_or(field, 0.0),
+            None => Err(sub.error(field, format!("is required by rope type `{kind_name}`"))),
+        };
+        let kind = match kind_name.as_str() {
+            "default" => RopeKind::Default,
+            "linear" => RopeKind::Linear { factor: need("factor")? },
+            "llama3" => RopeKind::Llama3 {
+                factor: need("factor")?,
+                low_freq_factor: need("low_freq_factor")?,
+                high_freq_factor: need("high_freq_factor")?,
+                original_max: original()?,
+            },
+            "yarn" => {
+                let original_max = original()?;
+                let factor = sub.f64_or("factor", max_positions as f64 / original_max)?;
+                let (mscale, mscale_all) = (sub.f64_or("mscale", 0.0)?, sub.f64_or("mscale_all_dim", 0.0)?);
+                let mscale_of = |m: f64| if factor <= 1.0 { 1.0 } else { 0.1 * m * factor.ln() + 1.0 };
+                let inferred = if mscale != 0.0 && mscale_all != 0.0 {
+                    mscale_of(mscale) / mscale_of(mscale_all)
+                } else {
+                    mscale_of(1.0)
+                };
+                RopeKind::Yarn {
+                    factor,
+                    attention_factor: sub.f64_or("attention_factor", inferred)?,
+                    beta_fast: sub.f64_or("beta_fast", 32.0)?,
+                    beta_slow: sub.f64_or("beta_slow", 1.0)?,
+                    original_max,
+                    truncate: sub.bool_or("truncate", true)?,
+                }
+            }
+            other => {
+                return Err(
+                    sub.error("rope_type", format!("expected default, linear, llama3 or yarn, found `{other}`"))
+                );
+            }
+        };
+        sub.finish()?;
+        RopeConfig::finish(fields, name, theta, head_dim, partial, kind)
+    }
+
+    fn finish(
+        fields: &Fields<'_>,
+        field: &str,
+        theta: f64,
+        head_dim: usize,
+        partial: f64,
+        kind: RopeKind,
+    ) -> Result<RopeConfig> {
+        let dim = (head_dim as f64 * partial) as usize;
+        if dim == 0 || !dim.is_multiple_of(2) || dim > head_dim {
+            return Err(fields
+                .error(field, format!("expected an even number of rotated dimensions of {head_dim}, found `{dim}`")));
+        }
+        Ok(RopeConfig { theta, dim, kind })
+    }
+
+    /// Inverse frequencies, `dim / 2` values in radians a position.
+    pub fn inverse_frequencies(&self) -> Vec<f32> {
+        let dim = self.dim as f64;
+        let plain = (0..self.dim / 2).map(|i| 1.0 / self.theta.powf(2.0 * i as f64 / dim));
+        match self.kind {
+            RopeKind::Default => plain.map(|f| f as f32).collect(),
+            RopeKind::Linear { factor } => plain.map(|f| (f / factor) as f32).collect(),
+            RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original_max } => plain
+                .map(|f| {
+                    let wavelength = 2.0 * PI / f;
+                    let scaled = if wavelength > original_max / low_freq_factor {
+                        f / factor
+                    } else if wavelength < original_max / high_freq_factor {
+                        f
+                    } else {
+                        let smooth =
+                            (original_max / wavelength - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    };
+                    scaled as f32
+                })
+                .collect(),
+            RopeKind::Yarn { factor, beta_fast, beta_slow, original_max, truncate, .. } => {
+                let correction =
+                    |rotations: f64| (dim * (original_max / (rotations * 2.0 * PI)).ln()) / (2.0 * self.theta.ln());
+                let (mut low, mut high) = (correction(beta_fast), correction(beta_slow));
+                if truncate {
+                    (low, high) = (low.floor(), high.ceil());
+                }
+                let (low, mut high) = (low.max(0.0), high.min(dim - 1.0));
+                if low == high {
+                    high += 0.001;
+                }
+                plain
+                    .enumerate()
+                    .map(|(i, f)| {
+                        let ramp = ((i as f64 - low) / (high - low)).clamp(0.0, 1.0);
+                        (f / factor * ramp + f * (1.0 - ramp)) as f32
+                    })
+                    .collect()
+            }
+        }
+    }
+
+    /// Scale of cos and sin.
+    pub fn attention_factor(&self) -> f32 {
+        match self.kind {
+            RopeKind::Yarn { attention_factor, .. } => attention_factor as f32,
+            _ => 1.0,
+        }
+    }
+}

@@ -1,0 +1,21 @@
+//! Model families: configurations, towers, decoders and the models that join them; loading, adapters, saving and
+//! incremental decoding. Owns no data pipeline and no optimizer.
+
+pub mod config;
+pub mod decoder;
+pub mod error;
+pub mod generate;
+pub mod linear;
+pub mod lora;
+pub mod model;
+pub mod names;
+pub mod save;
+pub mod vit;
+pub mod weights;
+
+pub use config::{FAMILIES, LlavaConfig, ModelConfig};
+pub use error::{ModelError, Result};
+pub use generate::KvCache;
+pub use lora::{LoraConfig, TargetModules};
+pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, load, random, shift_targets};
+pub use weights::{LoadReport, NamedParam, Part};

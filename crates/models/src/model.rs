@@ -1,0 +1,243 @@
+//! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
+//! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
+//!
+//! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
+
+use crate::config::{FeatureSelect, LlavaConfig, ModelConfig};
+use crate::decoder::Decoder;
+use crate::error::{ModelError, Result};
+use crate::linear::Linear;
+use crate::lora::ActiveAdapter;
+use crate::names::{PROJECTOR_PREFIX, TEXT_PREFIX};
+use crate::vit::VisionTower;
+use crate::weights::{Builder, LoadReport, NamedParam, Part};
+use std::path::Path;
+use std::sync::Arc;
+use tensor::{DType, LossOutput, Tape, Tensor, Var};
+
+/// Target of a token that is not supervised.
+pub const IGNORE: i32 = -100;
+
+/// One packed batch on its way into a model.
+#[derive(Debug, Clone)]
+pub struct ModelInput {
+    /// Token ids of all samples, one after the other.
+    pub ids: Vec<u32>,
+    /// Position of each token within its sample.
+    pub positions: Vec<u32>,
+    /// Boundaries of the samples: first 0, last the number of tokens.
+    pub cu_seqlens: Arc<[usize]>,
+    /// Pixels `[images, channels, side, side]`, f32, normalised.
+    pub pixels: Option<Tensor>,
+    /// Rows of `ids` that take image features, image after image.
+    pub image_rows: Vec<u32>,
+}
+
+/// The weight of each token's negative log-likelihood in the loss.
+#[derive(Debug, Clone)]
+pub enum LossWeights {
+    /// The same for all: one over the supervised tokens of the global batch.
+    Uniform(f32),
+    /// One for each token, indexed like the ids: the weight of predicting that token.
+    PerToken(Vec<f32>),
+}
+
+/// Options of [`load`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LoadOptions {
+    /// Storage of the weights; none keeps the checkpoint's.
+    pub dtype: Option<DType>,
+}
+
+/// The two layers between tower and decoder.
+pub struct Projector {
+    pub(crate) linear_1: Linear,
+    pub(crate) linear_2: Linear,
+}
+
+/// The parts that LLaVA adds to a decoder.
+pub struct VisionSide {
+    pub(crate) config: LlavaConfig,
+    pub(crate) tower: VisionTower,
+    pub(crate) projector: Projector,
+}
+
+/// A model ready to run.
+pub struct Model {
+    pub(crate) config: ModelConfig,
+    pub(crate) vision: Option<VisionSide>,
+    pub(crate) decoder: Decoder,
+    pub(crate) params: Vec<NamedParam>,
+    pub(crate) adapter: Option<ActiveAdapter>,
+}
+
+/// Loads a checkpoint folder. A tensor that is missing or that the model has no place for is an error.
+pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
+    let config = ModelConfig::load(dir)?;
+    let checkpoint = hub::Checkpoint::open(dir)?;
+    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.llava.is_none())?;
+    let (vision, decoder) = build(&mut builder, &config)?;
+    let (params, report) = builder.finish()?;
+    Ok((Model { config, vision, decoder, params, adapter: None }, report))
+}
+
+/// Builds a model with random weights stored in `dtype`: normal with deviation 0.02, norms one, biases zero.
+pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
+    let mut builder = Builder::random(seed, dtype);
+    let (vision, decoder) = build(&mut builder, &config)?;
+    let (params, _) = builder.finish()?;
+    Ok(Model { config, vision, decoder, params, adapter: None })
+}
+
+fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide>, Decoder)> {
+    let Some(llava) = &config.llava else {
+        return Ok((None, Decoder::build(b, "", &config.text)?));
+    };
+    let depth = llava.feature_layers.iter().copied().max().unwrap_or(0);
+    let tower = VisionTower::build(b, &llava.vision, depth)?;
+    let width = llava.vision.hidden_size * llava.feature_layers.len();
+    let (hidden, bias) = (config.text.hidden_size, llava.projector_bias);
+    let projector = Projector {
+        linear_1: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_1"), width, hidden, bias, Part::Projector)?,
+        linear_2: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_2"), hidden, hidden, bias, Part::Projector)?,
+    };
+    let decoder = Decoder::build(b, TEXT_PREFIX, &config.text)?;
+    Ok((Some(VisionSide { config: llava.clone(), tower, projector }), decoder))
+}
+
+impl VisionSide {
+    /// Pixels `[m, c, side, side]` to projected features `[(m tokens), hidden]`.
+    fn features(&self, t: &Tape, pixels: &Tensor, recompute: bool) -> Result<Var> {
+        let c = &self.config;
+        let mut states = self.tower.forward(t, pixels, &c.feature_layers, recompute)?;
+        if c.select == FeatureSelect::DropFirst {
+            let tokens = c.vision.num_positions();
+            let rows: Vec<u32> =
+                (0..pixels.shape()[0] * tokens).filter(|r| r % tokens != 0).map(|r| r as u32).collect();
+            states = states.iter().map(|s| t.gather_rows(s, &rows)).collect::<tensor::Result<_>>()?;
+        }
+        let joined = match states.len() {
+            1 => states.remove(0),
+            _ => t.concat_cols(&states)?,
+        };
+        let inner = t.activation(&self.projector.linear_1.forward(t, &joined)?, c.projector_activation)?;
+        Ok(self.projector.linear_2.forward(t, &inner)?)
+    }
+}
+
+impl Model {
+    /// The configuration the model was built from.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Every parameter: the checkpoint's in building order, then the adapter's.
+    pub fn params(&self) -> Vec<NamedParam> {
+        let adapter = self.adapter.iter().flat_map(|a| a.params.iter());
+        self.params.iter().chain(adapter).cloned().collect()
+    }
+
+    /// Projected image features `[(images tokens), hidden]` of pixels `[images, channels, side, side]`.
+    pub fn image_features(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
+        match &self.vision {
+            Some(side) => side.features(t, pixels, false),
+            None => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
+        }
+    }
+
+    /// Token embeddings with image features in their rows, `[t, hidden]`.
+    pub(crate) fn embed(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        let total = input.ids.len();
+        if input.positions.len() != total
+            || input.cu_seqlens.first() != Some(&0)
+            || input.cu_seqlens.last() != Some(&total)
+        {
+            return Err(ModelError::Input(format!(
+                "{} positions and boundaries {:?} do not fit {total} tokens",
+                input.positions.len(),
+                input.cu_seqlens
+            )));
+        }
+        let x = t.embedding(&input.ids, &self.decoder.embed_tokens)?;
+        match (&input.pixels, &self.vision) {
+            (None, _) if input.image_rows.is_empty() => Ok(x),
+            (None, _) => Err(ModelError::Input(format!("{} image tokens but no pixels", input.image_rows.len()))),
+            (Some(_), None) => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
+            (Some(pixels), Some(side)) => {
+                let features = side.features(t, pixels, recompute)?;
+                if features.shape()[0] != input.image_rows.len() {
+                    return Err(ModelError::Input(format!(
+                        "image features and image tokens do not match: {} features, {} tokens",
+                        features.shape()[0],
+                        input.image_rows.len()
+                    )));
+                }
+                Ok(t.scatter_rows(&x, &input.image_rows, &features)?)
+            }
+        }
+    }
+
+    fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        let x = self.embed(t, input, recompute)?;
+        self.decoder.forward(t, x, &input.positions, input.cu_seqlens.clone(), recompute)
+    }
+
+    /// Logits of every token, `[t, vocab]`.
+    pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
+        Ok(self.decoder.lm_head.forward(t, &self.hidden(t, input, false)?)?)
+    }
+
+    /// Weighted sum of the negative log-likelihoods of the supervised tokens.
+    ///
+    /// `labels[i]` belongs to `ids[i]` (the convention of `transformers`) and is shifted here, within each sample; the
+    /// result's `nll[i]` is that of predicting `ids[i + 1]` from position `i`.
+    pub fn loss(
+        &self,
+        t: &Tape,
+        input: &ModelInput,
+        labels: &[i32],
+        weights: &LossWeights,
+        recompute: bool,
+    ) -> Result<LossOutput> {
+        let total = input.ids.len();
+        if labels.len() != total {
+            return Err(ModelError::Input(format!("{} labels for {total} tokens", labels.len())));
+        }
+        let targets = shift_targets(labels, &input.cu_seqlens);
+        let weights = match weights {
+            LossWeights::Uniform(w) => vec![*w; total],
+            LossWeights::PerToken(w) if w.len() == total => w.iter().skip(1).copied().chain([0.0]).collect(),
+            LossWeights::PerToken(w) => {
+                return Err(ModelError::Input(format!("{} loss weights for {total} tokens", w.len())));
+            }
+        };
+        let hidden = self.hidden(t, input, recompute)?;
+        Ok(t.linear_cross_entropy(&hidden, &self.decoder.lm_head.weights, &targets, &weights)?)
+    }
+
+    /// Every projection of the model, for adapters.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        let mut all = Vec::new();
+        if let Some(side) = &mut self.vision {
+            all.extend(side.tower.linears_mut());
+            all.extend([&mut side.projector.linear_1, &mut side.projector.linear_2]);
+        }
+        for layer in &mut self.decoder.layers {
+            all.extend(Arc::make_mut(layer).linears_mut());
+        }
+        all.push(&mut self.decoder.lm_head);
+        all
+    }
+}
+
+/// Targets of next-token prediction within each sample: `targets[i] = labels[i + 1]`, nothing across a boundary.
+pub fn shift_targets(labels: &[i32], cu_seqlens: &[usize]) -> Vec<i32> {
+    let mut targets = vec![IGNORE; labels.len()];
+    for bounds in cu_seqlens.windows(2) {
+        let (start, end) = (bounds[0], bounds[1]);
+        if end > start {
+            targets[start..end - 1].copy_from_slice(&labels[start + 1..end]);
+        }
+    }
+    targets
+}

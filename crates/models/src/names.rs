@@ -1,0 +1,105 @@
+//! The two-way table of tensor and module names. Canonical are the names hub files use
+//! (`language_model.model.layers…`, `vision_tower.vision_model.encoder…`); transformers 5 has other names in memory
+//! (`model.language_model.layers…`), which PEFT adapters speak of.
+
+use crate::weights::Part;
+
+/// Prefix of the decoder in a LLaVA checkpoint; text-only checkpoints have none.
+pub const TEXT_PREFIX: &str = "language_model.";
+/// Prefix of the tower.
+pub const VISION_PREFIX: &str = "vision_tower.vision_model.";
+/// Prefix of the projector.
+pub const PROJECTOR_PREFIX: &str = "multi_modal_projector.";
+
+/// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints keep their names.
+pub fn canonical_tensor(name: &str, text_only: bool) -> String {
+    if text_only {
+        return name.to_owned();
+    }
+    let inner = name.strip_prefix("model.").unwrap_or(name);
+    if let Some(rest) = inner.strip_prefix("language_model.") {
+        if rest.starts_with("model.") || rest.starts_with("lm_head") {
+            return format!("{TEXT_PREFIX}{rest}");
+        }
+        return format!("{TEXT_PREFIX}model.{rest}");
+    }
+    if let Some(rest) = inner.strip_prefix("vision_tower.") {
+        return format!("{VISION_PREFIX}{}", rest.strip_prefix("vision_model.").unwrap_or(rest));
+    }
+    if inner.starts_with(PROJECTOR_PREFIX) {
+        return inner.to_owned();
+    }
+    if inner.starts_with("lm_head") {
+        return format!("{TEXT_PREFIX}{inner}");
+    }
+    name.to_owned()
+}
+
+/// Name inside transformers 5 of a canonical module or tensor; this is what PEFT keys and target patterns speak of.
+pub fn in_memory(canonical: &str) -> String {
+    if let Some(rest) = canonical.strip_prefix("language_model.model.") {
+        return format!("model.language_model.{rest}");
+    }
+    if let Some(rest) = canonical.strip_prefix("language_model.lm_head") {
+        return format!("lm_head{rest}");
+    }
+    if let Some(rest) = canonical.strip_prefix(VISION_PREFIX) {
+        return format!("model.vision_tower.{rest}");
+    }
+    if canonical.starts_with(PROJECTOR_PREFIX) {
+        return format!("model.{canonical}");
+    }
+    canonical.to_owned()
+}
+
+/// Part of the model that a canonical name belongs to.
+pub fn part_of(canonical: &str) -> Part {
+    if canonical.starts_with("vision_tower.") {
+        Part::Vision
+    } else if canonical.starts_with(PROJECTOR_PREFIX) {
+        Part::Projector
+    } else {
+        Part::Llm
+    }
+}
+
+/// Buffers that older exporters stored and that the model recomputes.
+pub fn is_recomputed(name: &str) -> bool {
+    name.ends_with("rotary_emb.inv_freq") || name.ends_with("embeddings.position_ids")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_spelling_has_one_canonical_name() {
+        let check = |found: &str, canonical: &str| assert_eq!(canonical_tensor(found, false), canonical, "{found}");
+        let layer = "language_model.model.layers.3.mlp.up_proj.weight";
+        check(layer, layer);
+        check("model.language_model.layers.3.mlp.up_proj.weight", layer);
+        check("language_model.layers.3.mlp.up_proj.weight", layer);
+        check("lm_head.weight", "language_model.lm_head.weight");
+        check("language_model.lm_head.weight", "language_model.lm_head.weight");
+        let tower = "vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias";
+        check(tower, tower);
+        check("vision_tower.encoder.layers.0.mlp.fc1.bias", tower);
+        check("model.vision_tower.encoder.layers.0.mlp.fc1.bias", tower);
+        check("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", tower);
+        check("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias");
+        assert_eq!(canonical_tensor("model.layers.0.mlp.up_proj.weight", true), "model.layers.0.mlp.up_proj.weight");
+    }
+
+    #[test]
+    fn canonical_names_survive_the_way_through_memory() {
+        for name in [
+            "language_model.model.layers.3.mlp.up_proj.weight",
+            "language_model.model.norm.weight",
+            "language_model.lm_head.weight",
+            "vision_tower.vision_model.pre_layrnorm.weight",
+            "multi_modal_projector.linear_2.weight",
+        ] {
+            assert_eq!(canonical_tensor(&in_memory(name), false), name);
+        }
+    }
+}

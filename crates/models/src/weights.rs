@@ -1,0 +1,281 @@
+//! Where weights come from while a model is built (a checkpoint or a random generator), and the register of named
+//! parameters that results. Owns the load report; knows no family.
+
+use crate::error::{ModelError, Result};
+use crate::names;
+use hub::{Checkpoint, TensorView};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use tensor::{DType, Param, Tensor};
+
+/// The part of a model a parameter belongs to; plans freeze and set learning rates by part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Vision tower.
+    Vision,
+    /// Multi-modal projector.
+    Projector,
+    /// Decoder, embeddings and head.
+    Llm,
+}
+
+impl Part {
+    /// The name used in plans.
+    pub fn name(self) -> &'static str {
+        match self {
+            Part::Vision => "vision",
+            Part::Projector => "projector",
+            Part::Llm => "llm",
+        }
+    }
+}
+
+/// A parameter and how it stands on disk.
+#[derive(Debug, Clone)]
+pub struct NamedParam {
+    /// Canonical on-disk name (hub spelling), or the PEFT key for adapter matrices.
+    pub name: String,
+    /// The weight as operators see it.
+    pub param: Param,
+    /// Part of the model.
+    pub part: Part,
+    /// Shape on disk; same elements as the operator's shape.
+    pub disk_shape: Vec<usize>,
+    /// Element type on disk, kept when the model is saved.
+    pub disk_dtype: DType,
+    /// Whether a forward pass with an image can reach it (`post_layernorm` of a LLaVA tower cannot).
+    pub reached: bool,
+}
+
+/// How a parameter starts when there is no checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub enum Init {
+    /// Normal with mean 0 and the given deviation.
+    Normal(f32),
+    /// One constant.
+    Constant(f32),
+}
+
+/// What was found in a checkpoint.
+#[derive(Debug, Clone, Default)]
+pub struct LoadReport {
+    /// Tensors loaded.
+    pub num_loaded: usize,
+    /// Elements loaded.
+    pub num_elements: u64,
+    /// Tensors of the checkpoint that the model recomputes (rotary tables, position ids).
+    pub recomputed: Vec<String>,
+    /// Tensors that no forward pass reaches and that the checkpoint leaves out.
+    pub absent_unreached: Vec<String>,
+    /// The tied head that stood in the checkpoint beside the embedding table.
+    pub tied_duplicates: Vec<String>,
+}
+
+/// A source of weights.
+pub enum Source<'a> {
+    /// An opened checkpoint: canonical name to name on disk.
+    Checkpoint {
+        /// The checkpoint.
+        checkpoint: &'a Checkpoint,
+        /// Canonical name -> name on disk.
+        on_disk: BTreeMap<String, String>,
+    },
+    /// Random weights from a seed.
+    Random(Box<ChaCha8Rng>),
+}
+
+/// Builds parameters by name and remembers each.
+pub struct Builder<'a> {
+    source: Source<'a>,
+    dtype: Option<DType>,
+    used: BTreeSet<String>,
+    missing: Vec<String>,
+    report: LoadReport,
+    reached: bool,
+    /// Every parameter built so far, in building order.
+    pub params: Vec<NamedParam>,
+}
+
+impl<'a> Builder<'a> {
+    /// Builds from a checkpoint; `dtype` converts the storage, none keeps the checkpoint's.
+    pub fn from_checkpoint(checkpoint: &'a Checkpoint, dtype: Option<DType>, text_only: bool) -> Result<Builder<'a>> {
+        let mut on_disk = BTreeMap::new();
+        for name in checkpoint.names() {
+            let canonical = names::canonical_tensor(name, text_only);
+            if let Some(other) = on_disk.insert(canonical, name.to_owned()) {
+                return Err(ModelError::Weights {
+                    path: checkpoint.dir().to_path_buf(),
+                    message: format!("tensors `{other}` and `{name}` are two spellings of the same weight; keep one"),
+                });
+            }
+        }
+        Ok(Builder::new(Source::Checkpoint { checkpoint, on_disk }, dtype))
+    }
+
+    /// Builds random weights, stored in `dtype`.
+    pub fn random(seed: u64, dtype: DType) -> Builder<'static> {
+        Builder::new(Source::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))), Some(dtype))
+    }
+
+    fn new(source: Source<'_>, dtype: Option<DType>) -> Builder<'_> {
+        Builder {
+            source,
+            dtype,
+            used: BTreeSet::new(),
+            missing: Vec::new(),
+            report: LoadReport::default(),
+            reached: true,
+            params: Vec::new(),
+        }
+    }
+
+    /// A weight with the same shape on disk as in the operator.
+    pub fn weight(&mut self, name: &str, shape: &[usize], init: Init, part: Part) -> Result<Param> {
+        self.weight_as(name, shape, shape, init, part)
+    }
+
+    /// A weight whose operator shape differs from its disk shape.
+    pub fn weight_as(&mut self, name: &str, disk: &[usize], shape: &[usize], init: Init, part: Part) -> Result<Param> {
+        debug_assert_eq!(disk.iter().product::<usize>(), shape.iter().product::<usize>());
+        let (tensor, disk_dtype) = match &mut self.source {
+            Source::Random(rng) => {
+                let dtype = self.dtype.unwrap_or(DType::F32);
+                (random_tensor(rng, shape, init)?.cast(dtype)?, dtype)
+            }
+            Source::Checkpoint { checkpoint, on_disk } => {
+                let view = on_disk.get(name).and_then(|n| checkpoint.get(n));
+                let Some(view) = view else {
+                    self.missing.push(name.to_owned());
+                    // A placeholder keeps the walk going, so that every missing tensor is reported at once.
+                    return Ok(Param::new(name, Tensor::zeros(&[0], DType::F32)?));
+                };
+                self.used.insert(view.name.to_owned());
+                if view.shape != disk {
+                    return Err(ModelError::Weights {
+                        path: checkpoint.dir().to_path_buf(),
+                        message: format!(
+                            "tensor `{}` has shape {:?}, the configuration expects {disk:?}",
+                            view.name, view.shape
+                        ),
+                    });
+                }
+                let loaded = to_tensor(checkpoint.dir(), &view, shape)?;
+                let disk_dtype = self.dtype.unwrap_or(loaded.dtype());
+                (loaded.cast(disk_dtype)?, disk_dtype)
+            }
+        };
+        self.report.num_loaded += 1;
+        self.report.num_elements += tensor.num_elements() as u64;
+        let param = Param::new(name, tensor);
+        self.params.push(NamedParam {
+            name: name.into(),
+            param: param.clone(),
+            part,
+            disk_shape: disk.to_vec(),
+            disk_dtype,
+            reached: self.reached,
+        });
+        Ok(param)
+    }
+
+    /// Builds what no forward pass reaches: kept for saving and for adapters that cover it, lawfully absent from a
+    /// checkpoint that does not hold `name`, which stands for all of it.
+    pub fn unreached<T>(&mut self, name: &str, build: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+        if let Source::Checkpoint { on_disk, .. } = &self.source
+            && !on_disk.contains_key(name)
+        {
+            self.report.absent_unreached.push(name.to_owned());
+            return Ok(None);
+        }
+        self.reached = false;
+        let built = build(self);
+        self.reached = true;
+        built.map(Some)
+    }
+
+    /// Whether what is built now can be reached by a forward pass.
+    pub fn reached(&self) -> bool {
+        self.reached
+    }
+
+    /// Notes that a tied head may stand in the checkpoint; its values are the embedding table's.
+    pub fn tied_duplicate(&mut self, name: &str) {
+        if let Source::Checkpoint { on_disk, .. } = &self.source
+            && let Some(disk) = on_disk.get(name)
+        {
+            self.used.insert(disk.clone());
+            self.report.tied_duplicates.push(disk.clone());
+        }
+    }
+
+    /// Ends the building: a missing tensor, or one the model has no place for, is an error that names all of them.
+    pub fn finish(mut self) -> Result<(Vec<NamedParam>, LoadReport)> {
+        if let Source::Checkpoint { checkpoint, .. } = &self.source {
+            let mut unused = Vec::new();
+            for name in checkpoint.names() {
+                if self.used.contains(name) {
+                    continue;
+                }
+                if names::is_recomputed(name) {
+                    self.report.recomputed.push(name.to_owned())
+                } else {
+                    unused.push(name.to_owned())
+                }
+            }
+            let mut problems = Vec::new();
+            for (list, what) in
+                [(&self.missing, "missing from the checkpoint"), (&unused, "in the checkpoint but not in the model")]
+            {
+                if !list.is_empty() {
+                    let shown: Vec<&str> = list.iter().take(8).map(String::as_str).collect();
+                    let more = if list.len() > 8 { format!(" and {} more", list.len() - 8) } else { String::new() };
+                    problems.push(format!("{} tensor(s) {what}: `{}`{more}", list.len(), shown.join("`, `")));
+                }
+            }
+            if !problems.is_empty() {
+                return Err(ModelError::Weights { path: checkpoint.dir().to_path_buf(), message: problems.join("; ") });
+            }
+        }
+        Ok((self.params, self.report))
+    }
+}
+
+/// Copies a checkpoint tensor into the engine with the operator's shape.
+pub fn to_tensor(file: &Path, view: &TensorView<'_>, shape: &[usize]) -> Result<Tensor> {
+    let dtype = match view.dtype {
+        hub::Dtype::F32 => DType::F32,
+        hub::Dtype::F16 => DType::F16,
+        hub::Dtype::BF16 => DType::BF16,
+        other => {
+            return Err(ModelError::Weights {
+                path: file.to_path_buf(),
+                message: format!("tensor `{}` has element type {other:?}, expected F32, F16 or BF16", view.name),
+            });
+        }
+    };
+    Ok(Tensor::from_bytes(view.data, dtype, shape)?)
+}
+
+/// Random values of the given shape; the sequence depends on the generator's state alone.
+pub fn random_tensor(rng: &mut ChaCha8Rng, shape: &[usize], init: Init) -> Result<Tensor> {
+    use rand::Rng;
+    let n: usize = shape.iter().product();
+    let mut values = vec![0f32; n];
+    match init {
+        Init::Constant(c) => values.fill(c),
+        Init::Normal(std) => {
+            // Box-Muller: two uniforms give two independent normals.
+            for pair in values.chunks_mut(2) {
+                let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt() * std;
+                let (sin, cos) = (std::f32::consts::TAU * rng.random::<f32>()).sin_cos();
+                pair[0] = radius * cos;
+                if let Some(second) = pair.get_mut(1) {
+                    *second = radius * sin;
+                }
+            }
+        }
+    }
+    Ok(Tensor::from_f32(&values, shape)?)
+}

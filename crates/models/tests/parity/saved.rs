@@ -1,0 +1,138 @@
+//! Saving and loading back: the same bits, the reference's names and element types, shards, other spellings, and
+//! folders with a tensor too few or too many.
+
+use crate::base::{fixtures, load, logits};
+use crate::fixture::{Fixture, json, root};
+use hub::{Checkpoint, Dtype, OutTensor};
+use models::LoadOptions;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A folder to save into, gone with the guard. With `VIDTUNE_KEEP_SAVED` set it is a subfolder of that one and stays, for
+/// `tools/oracle/check_saved.py`.
+pub fn out_dir(name: &str) -> (PathBuf, Option<tempfile::TempDir>) {
+    match std::env::var_os("VIDTUNE_KEEP_SAVED") {
+        Some(kept) => (Path::new(&kept).join(name), None),
+        None => {
+            let dir = tempfile::tempdir().unwrap();
+            (dir.path().to_owned(), Some(dir))
+        }
+    }
+}
+
+/// Bytes of every tensor of a folder by name.
+fn content(dir: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let names: Vec<String> = checkpoint.names().into_iter().map(str::to_owned).collect();
+    names
+        .into_iter()
+        .map(|n| {
+            let view = checkpoint.get(&n).unwrap();
+            (n, (view.dtype, view.shape.to_vec(), view.data.to_vec()))
+        })
+        .collect()
+}
+
+/// Copies a checkpoint folder, each tensor under the name that `rename` gives it, or left out.
+fn rewrite(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) {
+    let tensors = content(from);
+    let out: Vec<OutTensor<'_>> = tensors
+        .iter()
+        .filter_map(|(n, (dtype, shape, data))| Some(OutTensor::new(rename(n)?, *dtype, shape, data.clone())))
+        .collect();
+    hub::write_checkpoint(to, &out, u64::MAX).unwrap();
+    std::fs::copy(from.join("config.json"), to.join("config.json")).unwrap();
+}
+
+#[test]
+fn saved_folders_hold_the_same_bytes_under_the_hub_names() {
+    for fixture in fixtures() {
+        let (model, _) = models::load(&fixture.dir, &LoadOptions::default()).unwrap();
+        let hub_spelling: Vec<String> = fixture.info["parameters"]
+            .as_object()
+            .unwrap()
+            .keys()
+            .cloned()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .collect();
+        for shard in [u64::MAX, 100_000] {
+            let kind = if shard == u64::MAX { "whole" } else { "shards" };
+            let (dir, _guard) = out_dir(&format!("{}-{kind}", fixture.name()));
+            model.save(&dir, shard).unwrap();
+            let written = content(&dir);
+            assert_eq!(written.keys().cloned().collect::<Vec<_>>(), hub_spelling, "{}", fixture.name());
+            assert_eq!(dir.join("model.safetensors.index.json").exists(), shard == 100_000);
+            // The same bytes, whatever the spelling of the source; a folder in the hub spelling by name.
+            let source = content(&fixture.dir);
+            if fixture.info["spelling"] == "hub" || fixture.name().starts_with("text_") {
+                assert_eq!(written, source, "{}", fixture.name());
+            } else {
+                let bytes = |c: &BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>| {
+                    let mut all: Vec<Vec<u8>> = c.values().map(|v| v.2.clone()).collect();
+                    all.sort();
+                    all
+                };
+                assert_eq!(bytes(&written), bytes(&source), "{}", fixture.name());
+            }
+            assert_eq!(json(&dir.join("config.json")), json(&fixture.dir.join("config.json")));
+        }
+    }
+}
+
+#[test]
+fn a_saved_folder_gives_the_same_logits() {
+    for fixture in fixtures() {
+        let samples = fixture.samples();
+        let dir = tempfile::tempdir().unwrap();
+        let (model, _) = models::load(&fixture.dir, &LoadOptions::default()).unwrap();
+        model.save(dir.path(), u64::MAX).unwrap();
+        let options = LoadOptions { dtype: Some(tensor::DType::F32) };
+        let (again, _) = models::load(dir.path(), &options).unwrap();
+        let token = fixture.image_token();
+        assert_eq!(
+            logits(&load(&fixture), &[&samples[1]], token),
+            logits(&again, &[&samples[1]], token),
+            "{}",
+            fixture.name()
+        );
+    }
+}
+
+#[test]
+fn the_spelling_inside_recent_transformers_is_read_as_well() {
+    for fixture in fixtures().into_iter().filter(|f| !f.name().starts_with("text_")) {
+        let dir = tempfile::tempdir().unwrap();
+        rewrite(&fixture.dir, dir.path(), |name| {
+            let name = name.replace("vision_tower.vision_model.", "vision_tower.");
+            Some(match name.strip_prefix("language_model.") {
+                Some("lm_head.weight") => "lm_head.weight".to_owned(),
+                Some(rest) => format!("model.language_model.{}", rest.strip_prefix("model.").unwrap()),
+                None => format!("model.{name}"),
+            })
+        });
+        let (model, _) = models::load(dir.path(), &LoadOptions::default()).unwrap_or_else(|e| panic!("{e}"));
+        let out = tempfile::tempdir().unwrap();
+        model.save(out.path(), u64::MAX).unwrap();
+        let expected: Vec<&String> = fixture.info["parameters"].as_object().unwrap().keys().collect();
+        assert_eq!(content(out.path()).len(), expected.len());
+        assert!(content(out.path()).keys().all(|n| expected.contains(&n)), "{}", fixture.name());
+    }
+}
+
+#[test]
+fn a_missing_and_an_unknown_tensor_are_named() {
+    let fixture = Fixture::open(root().join("llava_clip_llama"));
+    let lost = "language_model.model.layers.1.mlp.up_proj.weight";
+    let dir = tempfile::tempdir().unwrap();
+    rewrite(&fixture.dir, dir.path(), |n| (n != lost).then(|| n.to_owned()));
+    let error = models::load(dir.path(), &LoadOptions::default()).err().unwrap().to_string();
+    assert!(error.contains(lost), "{error}");
+
+    let dir = tempfile::tempdir().unwrap();
+    rewrite(&fixture.dir, dir.path(), |n| {
+        Some(if n == lost { "language_model.model.layers.1.mlp.side_proj.weight".to_owned() } else { n.to_owned() })
+    });
+    let error = models::load(dir.path(), &LoadOptions::default()).err().unwrap().to_string();
+    assert!(error.contains("up_proj") && error.contains("side_proj"), "{error}");
+}

@@ -1,0 +1,91 @@
+//! Owns the list of operators: one folder each, with its contract, a plain reference, a kernel and tests.
+
+pub(crate) mod activation;
+pub(crate) mod adamw;
+pub(crate) mod add;
+pub(crate) mod attention;
+pub(crate) mod cached_attention;
+pub(crate) mod concat;
+pub(crate) mod cross_entropy;
+pub(crate) mod dropout;
+pub(crate) mod embedding;
+pub(crate) mod layer_norm;
+pub(crate) mod linear;
+pub(crate) mod mul;
+pub(crate) mod pool;
+pub(crate) mod rms_norm;
+pub(crate) mod rope;
+pub(crate) mod rows;
+pub(crate) mod scale;
+#[cfg(test)]
+pub(crate) mod testing;
+
+use std::ops::Range;
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gradients::Write;
+use crate::param::Param;
+use crate::simd::multiversion;
+use crate::tensor::Tensor;
+use crate::threads;
+
+/// Rows whose sums one task takes; the order of a sum over rows follows from it.
+const SUM_ROWS: usize = 64;
+
+/// The weight of a normalisation over `n` elements.
+fn norm_weight(op: &'static str, what: &'static str, weight: &Param, n: usize) -> Result<Tensor> {
+    let value = weight.value();
+    if value.shape() != [n] {
+        return Err(Error::shape(op, what, format!("[{n}]"), value.shape()));
+    }
+    match value.dtype() {
+        found if !found.is_float() => Err(Error::DType { op, what, expected: "a float", found }),
+        _ => Ok(value),
+    }
+}
+
+/// to (+)= a sum over rows: `add` adds some rows to a row of sums that starts at zero, and the sums of fixed pieces are
+/// added in order.
+fn sum_pieces(
+    num_rows: usize,
+    to: &mut [f32],
+    write: Write,
+    add: impl Fn(Range<usize>, &mut [f32]) + Sync + Send,
+) -> Result<()> {
+    let width = to.len();
+    if write == Write::Replace {
+        to.fill(0.0);
+    }
+    if width == 0 || num_rows == 0 {
+        return Ok(());
+    }
+    let num_pieces = num_rows.div_ceil(SUM_ROWS);
+    let mut partial = Tensor::stale(&[num_pieces, width], DType::F32)?;
+    let partial = partial.f32s_mut()?;
+    let shared = threads::Shared::new(partial);
+    threads::for_each_task(num_pieces, num_rows * width, |i| {
+        // SAFETY: each task has its own row.
+        let sums = unsafe { shared.slice(i * width..(i + 1) * width) };
+        sums.fill(0.0);
+        add(i * SUM_ROWS..((i + 1) * SUM_ROWS).min(num_rows), sums);
+    });
+    for sums in partial.chunks_exact(width) {
+        to.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
+    }
+    Ok(())
+}
+
+/// to (+)= the sum of the rows of `g`.
+fn sum_rows(g: &[f32], to: &mut [f32], write: Write) -> Result<()> {
+    let width = to.len().max(1);
+    sum_pieces(g.len() / width, to, write, |rows, sums| add_rows(&g[rows.start * width..rows.end * width], sums))
+}
+
+multiversion! {
+    fn add_rows(rows: &[f32], sums: &mut [f32]) {
+        for row in rows.chunks_exact(sums.len()) {
+            sums.iter_mut().zip(row).for_each(|(s, g)| *s += g);
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. f32, `[t, n]`.
+//!
+//! Backward of gathering adds g[i] to row rows[i] in the order of i. Backward of scattering: dsrc[i] = g[rows[i]],
+//! dbase = g with those rows zero; a row given twice is an error. Kept: the row numbers.
+
+use crate::dtype::DType;
+use crate::error::{Error, Result};
+use crate::gradients::Write;
+use crate::ops::embedding::{check_rows, look_up, scatter_add};
+use crate::tape::{Tape, Var};
+use crate::tensor::Tensor;
+
+impl Tape {
+    /// `x[rows[i]]` as `[rows, n]`; rows may repeat.
+    pub fn gather_rows(&self, x: &Var, rows: &[u32]) -> Result<Var> {
+        let place = self.place("gather_rows", "x", x)?;
+        let [t, n] = *x.shape() else {
+            return Err(Error::shape("gather_rows", "x", "[t, n]", x.shape()));
+        };
+        check_rows("gather_rows", "rows", rows, t)?;
+        x.value().f32s()?;
+        let mut y = Tensor::stale(&[rows.len(), n], DType::F32)?;
+        look_up(x.value(), rows, y.f32s_mut()?, Write::Replace)?;
+        let Some(place) = place else { return Ok(self.constant(y)) };
+        let rows = rows.to_vec();
+        Ok(self.push_op(y, move |g, sweep| {
+            sweep.write(place, &[t, n], |dx, write| {
+                scatter_add(g.f32s()?, &rows, n, dx, write);
+                Ok(())
+            })
+        }))
+    }
+
+    /// `base` `[t, n]` with row `rows[i]` replaced by row i of `src`; gradients flow to both.
+    pub fn scatter_rows(&self, base: &Var, rows: &[u32], src: &Var) -> Result<Var> {
+        let (base_place, src_place) =
+            (self.place("scatter_rows", "base", base)?, self.place("scatter_rows", "src", src)?);
+        let [t, n] = *base.shape() else {
+            return Err(Error::shape("scatter_rows", "base", "[t, n]", base.shape()));
+        };
+        if src.shape() != [rows.len(), n] {
+            return Err(Error::shape("scatter_rows", "src", format!("[{}, {n}]", rows.len()), src.shape()));
+        }
+        check_rows("scatter_rows", "rows", rows, t)?;
+        let mut taken = vec![false; t];
+        for (position, &row) in rows.iter().enumerate() {
+            if std::mem::replace(&mut taken[row as usize], true) {
+                let reason = format!("row {row} at position {position} of `rows` is given twice");
+                return Err(Error::argument("scatter_rows", reason));
+            }
+        }
+        let mut y = base.value().clone().into_unique()?;
+        put_rows(y.f32s_mut()?, rows, n, Some(src.value().f32s()?));
+        if base_place.is_none() && src_place.is_none() {
+            return Ok(self.constant(y));
+        }
+        let rows = rows.to_vec();
+        Ok(self.push_op(y, move |g, sweep| {
+            if let Some(place) = src_place {
+                sweep.write(place, &[rows.len(), n], |dsrc, write| look_up(&g, &rows, dsrc, write))?;
+            }
+            if base_place.is_some() {
+                let mut dbase = g.into_unique()?;
+                put_rows(dbase.f32s_mut()?, &rows, n, None);
+                sweep.give(base_place, dbase)?;
+            }
+            Ok(())
+        }))
+    }
+}
+
+/// y[rows[i]] = src[i], or zero without `src`.
+fn put_rows(y: &mut [f32], rows: &[u32], n: usize, src: Option<&[f32]>) {
+    for (i, &row) in rows.iter().enumerate() {
+        let to = &mut y[row as usize * n..][..n];
+        match src {
+            Some(src) => to.copy_from_slice(&src[i * n..][..n]),
+            None => to.fill(0.0),
+        }
+    }
+}

@@ -1,0 +1,156 @@
+//! Owns the worker threads and the ways to split work. Refuses any split that depends on the number of threads:
+//! every helper cuts at fixed places, so that results have the same bits whatever runs them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+use rayon::prelude::*;
+
+use crate::error::Result;
+
+/// Elements that one task of an element-wise kernel handles.
+pub(crate) const CHUNK: usize = 16 * 1024;
+/// Below this many elements a kernel stays on the calling thread: waking workers would cost more.
+const INLINE: usize = 32 * 1024;
+
+static POOL: RwLock<Option<Arc<rayon::ThreadPool>>> = RwLock::new(None);
+
+/// Lets the engine use `n` threads from now on (at least one). Results do not depend on it.
+pub fn set_num_threads(n: usize) {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(n.max(1)).thread_name(|i| format!("tensor-{i}")).build();
+    // Without a pool of its own the engine runs on rayon's global one.
+    *POOL.write() = pool.ok().map(Arc::new);
+}
+
+/// The number of threads that the engine uses.
+pub fn num_threads() -> usize {
+    POOL.read().as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
+}
+
+/// Runs `f` on the engine's worker threads.
+pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
+    let pool = POOL.read().clone();
+    match pool {
+        Some(pool) => pool.install(f),
+        None => f(),
+    }
+}
+
+/// Calls `f(0)` to `f(num_tasks - 1)`, in parallel when `work` (in elements touched) is worth it.
+pub(crate) fn for_each_task(num_tasks: usize, work: usize, f: impl Fn(usize) + Sync + Send) {
+    for_each(num_tasks, work >= INLINE, f);
+}
+
+/// Calls `f(0)` to `f(num_tasks - 1)`, in parallel when asked.
+pub(crate) fn for_each(num_tasks: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
+    if num_tasks <= 1 || !parallel || num_threads() == 1 {
+        (0..num_tasks).for_each(f);
+    } else {
+        on_pool(|| (0..num_tasks).into_par_iter().with_max_len(1).for_each(f));
+    }
+}
+
+/// As [`for_each_task`] for tasks that can fail; the error of the first task that failed.
+pub(crate) fn try_for_each_task(
+    num_tasks: usize,
+    work: usize,
+    f: impl Fn(usize) -> Result<()> + Sync + Send,
+) -> Result<()> {
+    let failed = Mutex::new(None);
+    for_each_task(num_tasks, work, |i| {
+        if let Err(error) = f(i) {
+            let mut first = failed.lock();
+            if first.as_ref().is_none_or(|(other, _)| i < *other) {
+                *first = Some((i, error));
+            }
+        }
+    });
+    failed.into_inner().map_or(Ok(()), |(_, error)| Err(error))
+}
+
+/// Calls `f` on consecutive pieces of `data`.
+pub(crate) fn for_each_chunk<T: Send>(data: &mut [T], f: impl Fn(&mut [T]) + Sync + Send) {
+    if data.len() < INLINE || num_threads() == 1 {
+        data.chunks_mut(CHUNK).for_each(f);
+    } else {
+        on_pool(|| data.par_chunks_mut(CHUNK).with_max_len(1).for_each(f));
+    }
+}
+
+/// Cuts `n` rows of `width` elements into fixed pieces of about [`CHUNK`] elements.
+pub(crate) fn row_pieces(n: usize, width: usize) -> (usize, impl Fn(usize) -> Range<usize> + Sync + Send + Copy) {
+    let rows = (CHUNK / width.max(1)).max(1);
+    (n.div_ceil(rows), move |i| i * rows..((i + 1) * rows).min(n))
+}
+
+/// Calls `f(rows, out of those rows)` for fixed pieces of the rows of `out`, each `width` elements wide.
+pub(crate) fn for_each_rows(out: &mut [f32], width: usize, f: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
+    if width == 0 {
+        return;
+    }
+    let len = out.len();
+    let (num_pieces, piece) = row_pieces(len / width, width);
+    let out = Shared::new(out);
+    for_each_task(num_pieces, len, |i| {
+        let rows = piece(i);
+        // SAFETY: pieces are disjoint.
+        let out = unsafe { out.slice(rows.start * width..rows.end * width) };
+        f(rows, out);
+    });
+}
+
+/// The sum of squares in f64: fixed pieces, then their sums in order.
+pub(crate) fn sum_of_squares(data: &[f32]) -> f64 {
+    let piece = |chunk: &[f32]| {
+        let mut lanes = [0f64; 8];
+        for part in chunk.chunks(8) {
+            for (lane, &x) in lanes.iter_mut().zip(part) {
+                *lane += f64::from(x) * f64::from(x);
+            }
+        }
+        lanes.iter().sum::<f64>()
+    };
+    let sums: Vec<f64> = if data.len() < INLINE || num_threads() == 1 {
+        data.chunks(CHUNK).map(piece).collect()
+    } else {
+        on_pool(|| data.par_chunks(CHUNK).map(piece).collect())
+    };
+    sums.iter().sum()
+}
+
+/// A slice that several tasks write to at places that they know to be disjoint.
+#[derive(Clone, Copy)]
+pub(crate) struct Shared<'a> {
+    ptr: *mut f32,
+    len: usize,
+    _borrow: std::marker::PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: access goes through `slice`, whose callers promise disjoint ranges.
+unsafe impl Send for Shared<'_> {}
+// SAFETY: as above.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(data: &'a mut [f32]) -> Shared<'a> {
+        Shared { ptr: data.as_mut_ptr(), len: data.len(), _borrow: std::marker::PhantomData }
+    }
+
+    /// Where `range` starts, for a kernel that writes to parts of it.
+    pub(crate) fn at(&self, range: Range<usize>) -> *mut f32 {
+        assert!(range.start <= range.end && range.end <= self.len, "range {range:?} of {}", self.len);
+        // SAFETY: inside of the borrowed slice.
+        unsafe { self.ptr.add(range.start) }
+    }
+
+    /// The elements of `range` for writing.
+    ///
+    /// # Safety
+    /// No other live slice taken from this borrow may overlap `range`.
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [f32] {
+        assert!(range.start <= range.end && range.end <= self.len, "range {range:?} of {}", self.len);
+        // SAFETY: inside of the borrowed slice; the caller promises disjointness.
+        unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }
+    }
+}

@@ -1,0 +1,68 @@
+//! What a run tells while it goes on. Owns the events; drawing them is the command line's.
+
+use std::path::Path;
+
+use crate::metrics::StepMetrics;
+use crate::selection::PartCount;
+
+/// News of a run, in the order of happening.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A sentence that people should read once.
+    Notice(&'a str),
+    /// Everything is loaded and the first step is next.
+    Ready {
+        /// What trains, by part.
+        parts: &'a [PartCount],
+        /// Records in the training set.
+        records: u64,
+        /// Steps of the run.
+        num_steps: u64,
+        /// Steps done before, by an earlier process.
+        steps_done: u64,
+    },
+    /// A step is done.
+    Step {
+        /// What it measured.
+        metrics: &'a StepMetrics,
+        /// Steps of the run.
+        num_steps: u64,
+        /// Input tokens a second since this process began.
+        tokens_per_second: f64,
+        /// Seconds until the last step at this pace.
+        seconds_left: f64,
+        /// Whether a report is due (`train.logging_steps`), for outputs that cannot redraw a line.
+        report: bool,
+    },
+    /// An evaluation begins.
+    EvaluationStarted {
+        /// Step.
+        step: u64,
+        /// Records in the evaluation set.
+        records: u64,
+    },
+    /// An evaluation is done.
+    Evaluated {
+        /// Step.
+        step: u64,
+        /// Mean negative log-likelihood of the supervised tokens.
+        eval_loss: f64,
+        /// Seconds it took.
+        seconds: f64,
+    },
+    /// A checkpoint stands under its name.
+    CheckpointWritten {
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// An old checkpoint was removed (`train.save_total_limit`).
+    CheckpointRemoved {
+        /// Its former folder.
+        path: &'a Path,
+    },
+    /// The final model stands under its name.
+    Exported {
+        /// Its folder.
+        path: &'a Path,
+    },
+}

@@ -1,0 +1,374 @@
+//! The sections of the plan that the trainer owns: model, method, train, parallel, tracking, hub. Owns their keys, defaults
+//! and documentation; what contradicts what is `validate`'s, other tools' names are `alias`'s, and `data` belongs to the data
+//! crate.
+//!
+//! Names and defaults are those of Hugging Face `TrainingArguments` and PEFT's `LoraConfig`; a difference says so.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde_json::Value as Json;
+
+use super::field::{PlanValue, choice, section};
+use super::node::{Node, Value};
+
+choice! {
+    /// Number format in which weights are kept while training.
+    WeightDtype {
+        /// As the checkpoint stores them.
+        Auto = "auto";
+        /// 32-bit.
+        F32 = "f32" | "float32" | "fp32";
+        /// bfloat16; trained weights keep an f32 master copy in the optimizer.
+        Bf16 = "bf16" | "bfloat16";
+        /// float16; trained weights keep an f32 master copy in the optimizer.
+        F16 = "f16" | "float16" | "fp16";
+    }
+}
+
+choice! {
+    /// What is trained.
+    MethodKind {
+        /// Only the projector between the towers and the language model.
+        Projector = "projector";
+        /// Low-rank adapters on the language model or on named modules; the base is frozen.
+        Lora = "lora";
+        /// As `lora`, over 4-bit weights.
+        Qlora = "qlora";
+        /// Every tensor that `freeze` does not name.
+        Full = "full";
+    }
+}
+
+choice! {
+    /// How the learning rate moves.
+    SchedulerKind {
+        /// No warm-up, no decay.
+        Constant = "constant";
+        /// Linear warm-up, then constant.
+        ConstantWithWarmup = "constant_with_warmup";
+        /// Linear warm-up, then linear to 0.
+        Linear = "linear";
+        /// Linear warm-up, then a cosine to 0.
+        Cosine = "cosine";
+        /// Linear warm-up, then `(1 - t)^power` down to `lr_end`.
+        Polynomial = "polynomial";
+    }
+}
+
+choice! {
+    /// The optimizer.
+    OptimizerKind {
+        /// Adam with decoupled weight decay, as `torch.optim.AdamW`.
+        Adamw = "adamw" | "adamw_torch" | "adamw_torch_fused";
+    }
+}
+
+choice! {
+    /// When something periodic happens.
+    Strategy {
+        /// Never.
+        No = "no";
+        /// Every so many optimizer steps.
+        Steps = "steps";
+        /// At the end of each epoch.
+        Epoch = "epoch";
+    }
+}
+
+choice! {
+    /// Where ZeRO keeps what does not fit.
+    Offload {
+        /// On the device.
+        None = "none";
+        /// Optimizer state in host memory.
+        Optimizer = "optimizer";
+        /// Optimizer state and weights in host memory.
+        All = "all";
+    }
+}
+
+section! {
+    /// Which model is trained.
+    ModelPlan {
+        /// Folder of a Hugging Face checkpoint, or a hub id that the cache holds or that can be downloaded. Required.
+        path: Option<String> = None;
+        /// Number format of the weights. `auto` keeps the checkpoint's own.
+        dtype: WeightDtype = WeightDtype::Auto;
+        /// Folder of a PEFT adapter to continue from; its `adapter_config.json` decides rank, alpha and target modules.
+        adapter: Option<PathBuf> = None;
+        /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
+        device: String = "auto".to_owned() => free;
+        /// To join parts: the language model. Not built yet.
+        language: Option<String> = None;
+        /// To join parts: the tower for images. Not built yet.
+        image_tower: Option<String> = None;
+        /// To join parts: the tower for videos. Not built yet.
+        video_tower: Option<String> = None;
+        /// To join parts: the kind of projector, such as `mlp2x_gelu`. Not built yet.
+        projector: Option<String> = None;
+        /// To join parts: weights of a projector trained before. Not built yet.
+        pretrained_projector: Option<PathBuf> = None;
+        /// To join parts: the conversation template (`plain`, `v0`, `v0.5`, `v1`, `auto`). Not built yet.
+        version: Option<String> = None;
+    }
+}
+
+section! {
+    /// What is trained, and how fast each part learns.
+    MethodPlan {
+        /// What is trained. Required.
+        kind: Option<MethodKind> = None;
+        /// Under `lora`: parts, tensor names or regular expressions trained whole beside the adapter (PEFT `modules_to_save`).
+        also_train: Vec<String> = Vec::new();
+        /// Parts (`vision`, `projector`, `llm`), tensor names or regular expressions that do not train.
+        freeze: Vec<String> = Vec::new();
+        sections {
+            /// The adapter of `lora`.
+            lora: LoraPlan;
+            /// Learning rates of single parts, where they differ from `train.learning_rate`.
+            learning_rates: LearningRates;
+        }
+    }
+}
+
+section! {
+    /// The adapter. Names and defaults are those of PEFT's `LoraConfig`.
+    LoraPlan {
+        /// Rank.
+        r: usize = 8;
+        /// The update is scaled by `lora_alpha / r` (by `lora_alpha / sqrt(r)` with `use_rslora`).
+        lora_alpha: f64 = 8.0;
+        /// Dropout on the input of the adapter.
+        lora_dropout: f64 = 0.0;
+        /// Module names (a bare name means the language model only), one regular expression over full names, or `all-linear`.
+        target_modules: TargetModules = TargetModules::default();
+        /// Scale by `lora_alpha / sqrt(r)`.
+        use_rslora: bool = false;
+        /// Rank of single modules, by name or regular expression.
+        rank_pattern: BTreeMap<String, usize> = BTreeMap::new();
+        /// Alpha of single modules, by name or regular expression.
+        alpha_pattern: BTreeMap<String, f64> = BTreeMap::new();
+        /// A from Kaiming uniform and B zero, so that the run starts at the base model; only `true` is built.
+        init_lora_weights: bool = true;
+        /// Weight-decomposed adapters. Not built yet.
+        use_dora: bool = false;
+        /// Which biases train; only `none` is built.
+        bias: String = "none".to_owned();
+    }
+}
+
+section! {
+    /// Learning rates of single parts; a part without one learns at `train.learning_rate`.
+    LearningRates {
+        /// The vision tower.
+        vision: Option<f64> = None;
+        /// The projector.
+        projector: Option<f64> = None;
+        /// The language model.
+        llm: Option<f64> = None;
+    }
+}
+
+section! {
+    /// The run: length, batch, optimizer, schedule, what is written when.
+    TrainPlan {
+        /// Folder for everything that the run writes. Required.
+        output_dir: Option<PathBuf> = None => free;
+        /// Passes over the training set; a part of one is accepted.
+        num_train_epochs: f64 = 3.0;
+        /// Optimizer steps, instead of `num_train_epochs`.
+        max_steps: Option<u64> = None;
+        /// Records in one micro-batch, packed or not.
+        per_device_train_batch_size: usize = 8;
+        /// Records in one batch of the evaluation.
+        per_device_eval_batch_size: usize = 8 => free;
+        /// Micro-batches in one optimizer step.
+        gradient_accumulation_steps: usize = 1;
+        /// Peak learning rate.
+        learning_rate: f64 = 5e-5;
+        /// How the learning rate moves.
+        lr_scheduler_type: SchedulerKind = SchedulerKind::Linear;
+        /// Steps of linear warm-up from 0.
+        warmup_steps: Option<u64> = None;
+        /// Warm-up as a part of all steps, rounded up, instead of `warmup_steps`.
+        warmup_ratio: Option<f64> = None;
+        /// Weight decay; norms and biases take none.
+        weight_decay: f64 = 0.0;
+        /// The optimizer.
+        optim: OptimizerKind = OptimizerKind::Adamw;
+        /// Decay of the first moment.
+        adam_beta1: f64 = 0.9;
+        /// Decay of the second moment.
+        adam_beta2: f64 = 0.999;
+        /// Added to the root of the second moment.
+        adam_epsilon: f64 = 1e-8;
+        /// Largest global norm of the gradient; `null` (or 0) for no clipping.
+        max_grad_norm: Option<f64> = Some(1.0);
+        /// Keep only the input of each block and compute the block again in the backward pass: less memory, more time, the same bits.
+        gradient_checkpointing: bool = false => free;
+        /// Steps between two reports (the reference's default is 500; `metrics.jsonl` holds every step regardless).
+        logging_steps: u64 = 10 => free;
+        /// When a checkpoint is written besides the last step's; `save_steps` given means `steps`.
+        save_strategy: Strategy = Strategy::Steps => free;
+        /// Steps between two checkpoints.
+        save_steps: u64 = 500 => free;
+        /// Checkpoints kept, the best and the last always among them; `null` keeps all.
+        save_total_limit: Option<usize> = None => free;
+        /// When the evaluation set is evaluated; `eval_steps` given means `steps`.
+        eval_strategy: Strategy = Strategy::No => free;
+        /// Steps between two evaluations.
+        eval_steps: Option<u64> = None => free;
+        /// Export the checkpoint with the best evaluation instead of the last.
+        load_best_model_at_end: bool = false => free;
+        /// What is best; only `eval_loss`, where less is better.
+        metric_for_best_model: String = "eval_loss".to_owned() => free;
+        /// Seed of dropout, adapters and the order of records.
+        seed: u64 = 42;
+        /// Seed of the order of records where it shall differ from `seed`.
+        data_seed: Option<u64> = None;
+        /// Largest file of exported weights.
+        max_shard_size: ByteSize = ByteSize(5_000_000_000) => free;
+        sections {
+            /// Settings of single schedules.
+            lr_scheduler_kwargs: SchedulerSettings;
+        }
+    }
+}
+
+section! {
+    /// Settings of single schedules.
+    SchedulerSettings {
+        /// `cosine`: waves until the end; 0.5 falls to 0.
+        num_cycles: f64 = 0.5;
+        /// `polynomial`: the learning rate at the end.
+        lr_end: f64 = 1e-7;
+        /// `polynomial`: the exponent.
+        power: f64 = 1.0;
+    }
+}
+
+section! {
+    /// Training on several devices. Not built yet: one device only.
+    ParallelPlan {
+        /// ZeRO stage; only 0 is built.
+        zero_stage: u64 = 0;
+        /// What is kept in host memory; only `none` is built.
+        offload: Offload = Offload::None;
+        /// A DeepSpeed configuration to take settings from. Not built yet.
+        deepspeed: Option<PathBuf> = None;
+    }
+}
+
+section! {
+    /// Experiment trackers. `metrics.jsonl` is always written.
+    TrackingPlan {
+        /// Trackers to report to; none is built yet.
+        report_to: Vec<String> = Vec::new() => free;
+        /// Name of the run, for the model card.
+        run_name: Option<String> = None => free;
+    }
+}
+
+section! {
+    /// Upload to the hub. Not built yet.
+    HubPlan {
+        /// Upload the final model. Not built yet.
+        push_to_hub: bool = false => free;
+        /// Repository to upload to. Not built yet.
+        hub_model_id: Option<String> = None => free;
+        /// Whether the repository is private.
+        private: bool = true => free;
+    }
+}
+
+/// `method.lora.target_modules`: a list of names, or one text.
+#[derive(Debug, Clone, PartialEq)]
+pub enum TargetModules {
+    /// Names; a bare one matches the last segment of a module of the language model.
+    Names(Vec<String>),
+    /// A regular expression over full module names, or the word `all-linear`.
+    Text(String),
+}
+
+impl Default for TargetModules {
+    /// What PEFT takes for Llama and Qwen2.
+    fn default() -> Self {
+        TargetModules::Names(vec!["q_proj".to_owned(), "v_proj".to_owned()])
+    }
+}
+
+impl PlanValue for TargetModules {
+    fn type_name() -> String {
+        "list of text | regular expression | all-linear".to_owned()
+    }
+    fn read(node: &Node) -> Result<Self, String> {
+        let expected = || "a list of module names, a regular expression or `all-linear`".to_owned();
+        match &node.value {
+            Value::List(_) => Vec::read(node).map(TargetModules::Names).map_err(|_| expected()),
+            _ => String::read(node).map(TargetModules::Text).map_err(|_| expected()),
+        }
+    }
+    fn write(&self) -> Json {
+        match self {
+            TargetModules::Names(names) => names.write(),
+            TargetModules::Text(text) => text.write(),
+        }
+    }
+}
+
+/// A number of bytes, written as a number or as `500MB`, `2GB`, `1GiB` (decimal and binary units).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ByteSize(pub u64);
+
+const BYTE_UNITS: [(&str, u64); 7] = [
+    ("KIB", 1 << 10),
+    ("MIB", 1 << 20),
+    ("GIB", 1 << 30),
+    ("KB", 1_000),
+    ("MB", 1_000_000),
+    ("GB", 1_000_000_000),
+    ("B", 1),
+];
+
+impl PlanValue for ByteSize {
+    fn type_name() -> String {
+        "bytes, such as 5GB".to_owned()
+    }
+    fn read(node: &Node) -> Result<Self, String> {
+        let expected = || "a size such as `5GB` or `500MB`".to_owned();
+        let text = node.text().ok_or_else(expected)?.to_ascii_uppercase();
+        let (number, factor) = BYTE_UNITS
+            .iter()
+            .find_map(|(unit, factor)| text.strip_suffix(unit).map(|number| (number, *factor)))
+            .unwrap_or((&text, 1));
+        let number: u64 = number.trim().parse().map_err(|_| expected())?;
+        number.checked_mul(factor).filter(|bytes| *bytes > 0).map(ByteSize).ok_or_else(expected)
+    }
+    fn write(&self) -> Json {
+        let decimal =
+            [("GB", 1_000_000_000), ("MB", 1_000_000)].into_iter().find(|(_, factor)| self.0.is_multiple_of(*factor));
+        decimal.map_or(Json::from(self.0), |(unit, factor)| Json::from(format!("{}{unit}", self.0 / factor)))
+    }
+}
+
+impl TrainPlan {
+    /// When evaluations happen: `eval_steps` given means `steps`.
+    pub fn evaluation(&self) -> Strategy {
+        if self.eval_strategy == Strategy::No && self.eval_steps.is_some() {
+            Strategy::Steps
+        } else {
+            self.eval_strategy
+        }
+    }
+
+    /// The seed of the order of records.
+    pub fn order_seed(&self) -> u64 {
+        self.data_seed.unwrap_or(self.seed)
+    }
+
+    /// The largest gradient norm; `None` for no clipping.
+    pub fn clip_norm(&self) -> Option<f64> {
+        self.max_grad_norm.filter(|norm| *norm > 0.0)
+    }
+}

@@ -1,0 +1,138 @@
+//! From a plan to everything that a run needs in memory: model, selection, processor, datasets, schedule. Owns the order in
+//! which these are opened (cheapest first, so that a mistake costs seconds), and the checks that need two of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use data::{Dataset, Loader, LoaderOptions, LoaderState, Processor};
+use models::{LoadOptions, Model};
+use tensor::DType;
+
+use crate::checkpoint;
+use crate::error::{Result, TrainError};
+use crate::evaluate::EvalSet;
+use crate::export::ModelKind;
+use crate::plan::{Plan, Strategy, WeightDtype};
+use crate::schedule::{Schedule, StepCount};
+use crate::selection::{Selection, check_adapter, select};
+use crate::step::Trainer;
+
+/// What a run needs beside the trainer.
+pub(crate) struct Job {
+    pub(crate) model_dir: PathBuf,
+    pub(crate) processor: Arc<Processor>,
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) options: LoaderOptions,
+    pub(crate) eval: Option<EvalSet>,
+    pub(crate) count: StepCount,
+    pub(crate) selection: Selection,
+    pub(crate) kind: ModelKind,
+    pub(crate) base_files: BTreeMap<String, u64>,
+}
+
+/// Opens the data of a plan.
+pub(crate) struct DataSide {
+    pub(crate) processor: Arc<Processor>,
+    pub(crate) dataset: Arc<Dataset>,
+    pub(crate) options: LoaderOptions,
+    pub(crate) eval: Option<EvalSet>,
+    pub(crate) count: StepCount,
+    pub(crate) schedule: Schedule,
+}
+
+/// Loads everything; the trainer stands at step 0.
+pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
+    let model_dir = resolve_model_dir(plan)?;
+    let DataSide { processor, dataset, options, eval, count, schedule } = open_data(plan, &model_dir)?;
+    let mut base_dirs: Vec<&Path> = vec![&model_dir];
+    base_dirs.extend(plan.model.adapter.as_deref());
+    let base_files = checkpoint::fingerprint(&base_dirs)?;
+    check_adapter(plan)?;
+    let mut model = load_model(plan, &model_dir)?;
+    let selection = select(plan, &mut model)?;
+    let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
+    let trainer = Trainer::new(plan, model, &selection, schedule);
+    Ok((Job { model_dir, processor, dataset, options, eval, count, selection, kind, base_files }, trainer))
+}
+
+/// The folder of the base model.
+pub(crate) fn resolve_model_dir(plan: &Plan) -> Result<PathBuf> {
+    let path = plan.model.path.as_deref().unwrap_or_default();
+    hub::resolve_model(path).map_err(|source| TrainError::ModelPath { source })
+}
+
+/// Loads the base model in the plan's number format.
+pub(crate) fn load_model(plan: &Plan, dir: &Path) -> Result<Model> {
+    let dtype = match plan.model.dtype {
+        WeightDtype::Auto => None,
+        WeightDtype::F32 => Some(DType::F32),
+        WeightDtype::Bf16 => Some(DType::BF16),
+        WeightDtype::F16 => Some(DType::F16),
+    };
+    let (model, _report) = models::load(dir, &LoadOptions { dtype })?;
+    Ok(model)
+}
+
+/// Opens processor and datasets and lays out the run's steps.
+pub(crate) fn open_data(plan: &Plan, model_dir: &Path) -> Result<DataSide> {
+    let (train, data) = (&plan.train, &plan.data);
+    let processor = Arc::new(Processor::load(model_dir)?.with_image_backend(data.image_backend));
+    let dataset = Arc::new(data.open_train()?);
+    let options = data.train_options(train.per_device_train_batch_size, train.order_seed())?;
+    let eval = match train.evaluation() {
+        Strategy::No => None,
+        Strategy::Steps | Strategy::Epoch => {
+            let options = data.eval_options(train.per_device_eval_batch_size)?;
+            Some(EvalSet { dataset: Arc::new(data.open_eval()?), processor: processor.clone(), options })
+        }
+    };
+    let num_batches = options.pack_tokens.is_none().then(|| dataset.len().div_ceil(options.batch_size as u64));
+    let Some(count) = StepCount::new(plan, num_batches) else {
+        return Err(TrainError::mismatch("the training set holds no record", "look at `data.train`"));
+    };
+    let schedule = Schedule::new(plan, count.num_training_steps)?;
+    if let Some(every) = train.eval_steps.filter(|every| eval.is_some() && *every > count.num_training_steps) {
+        return Err(TrainError::mismatch(
+            format!(
+                "`train.eval_steps: {every}` is beyond the run of {} steps: it would never evaluate",
+                count.num_training_steps
+            ),
+            "lower it",
+        ));
+    }
+    Ok(DataSide { processor, dataset, options, eval, count, schedule })
+}
+
+impl Job {
+    /// A loader at the beginning, or where another stood.
+    pub(crate) fn loader(&self, state: Option<LoaderState>) -> Result<Loader> {
+        let (dataset, processor, options) = (self.dataset.clone(), self.processor.clone(), self.options.clone());
+        Ok(match state {
+            None => Loader::new(dataset, processor, options)?,
+            Some(state) => Loader::from_state(dataset, processor, options, state)?,
+        })
+    }
+
+    /// What people should read once before the first step.
+    pub(crate) fn notices(&self, plan: &Plan) -> Vec<String> {
+        let mut notices: Vec<String> = self.selection.unreached_notice().into_iter().collect();
+        if self.eval.is_none() && !plan.data.eval.is_empty() {
+            notices.push(
+                "`data.eval` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"
+                    .to_owned(),
+            );
+        }
+        notices
+    }
+
+    /// Records in the training set.
+    pub(crate) fn num_records(&self) -> u64 {
+        self.dataset.len()
+    }
+
+    /// The id of a record.
+    pub(crate) fn record_id(&self, index: u64) -> String {
+        self.dataset.id(index)
+    }
+}

@@ -1,0 +1,188 @@
+//! One optimizer step: micro-batches forward and backward, the global loss, clipping, the update. Owns the order of these and
+//! their times; where batches come from and what is written is the run's business.
+//!
+//! The loss is the sum over all supervised tokens of the window divided by their number, whatever the division into
+//! micro-batches; a token weighs the same wherever it stands.
+
+use std::time::Instant;
+
+use data::Batch;
+use models::{LossWeights, Model};
+use tensor::{Gradients, Tape};
+
+use crate::error::{Result, TrainError, first_few};
+use crate::optimizer::{Optimizer, clip_factor};
+use crate::plan::Plan;
+use crate::presence::Presence;
+use crate::schedule::Schedule;
+use crate::selection::{Selection, TrainedTensor};
+
+/// A model in training: weights, optimizer, schedule and the step it is at.
+pub struct Trainer {
+    /// The model.
+    pub model: Model,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) presence: Presence,
+    schedule: Schedule,
+    gradients: Gradients,
+    settings: Settings,
+    /// Optimizer steps done.
+    pub(crate) step: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Settings {
+    seed: u64,
+    clip_norm: Option<f64>,
+    recompute: bool,
+    learning_rate: f64,
+}
+
+/// What one step measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepOutcome {
+    /// Step, from 1.
+    pub step: u64,
+    /// Mean negative log-likelihood of the supervised tokens, before the update.
+    pub loss: f64,
+    /// Global norm of the gradient before clipping.
+    pub grad_norm: f64,
+    /// Learning rate of `train.learning_rate` in this step.
+    pub learning_rate: f64,
+    /// Supervised tokens.
+    pub supervised_tokens: u64,
+    /// Input tokens, without any padding.
+    pub input_tokens: u64,
+    /// Records.
+    pub samples: u64,
+    /// Seconds in forward passes, upload included.
+    pub forward_time: f64,
+    /// Seconds in backward passes, recomputation included.
+    pub backward_time: f64,
+    /// Seconds in norm, clipping and update.
+    pub optimizer_time: f64,
+    /// Trainable tensors that none of the first batches reached; given once, at the end of the watch.
+    pub never_reached: Option<Vec<String>>,
+}
+
+impl Trainer {
+    /// A trainer at step 0 of a model that [`crate::selection::select`] has prepared.
+    pub fn new(plan: &Plan, model: Model, selection: &Selection, schedule: Schedule) -> Trainer {
+        let optimizer = Optimizer::new(&plan.train, selection.tensors.clone());
+        let settings = Settings {
+            seed: plan.train.seed,
+            clip_norm: plan.train.clip_norm(),
+            recompute: plan.train.gradient_checkpointing,
+            learning_rate: plan.train.learning_rate,
+        };
+        let presence = Presence::new(&selection.tensors);
+        Trainer { model, optimizer, presence, schedule, gradients: Gradients::new(), settings, step: 0 }
+    }
+
+    /// Optimizer steps done.
+    pub fn step_count(&self) -> u64 {
+        self.step
+    }
+
+    /// The tensors that train.
+    pub fn tensors(&self) -> &[TrainedTensor] {
+        self.optimizer.tensors()
+    }
+
+    /// The schedule of the run.
+    pub fn schedule(&self) -> &Schedule {
+        &self.schedule
+    }
+
+    /// Trains on one window of micro-batches. On an error nothing has been updated.
+    ///
+    /// # Errors
+    /// A window without a supervised token, a loss or gradient that is not finite, a trainable tensor without gradient at the
+    /// end of the watched steps, or an input that the model refuses.
+    pub fn train_step(&mut self, window: &[Batch]) -> Result<StepOutcome> {
+        let supervised: usize = window.iter().map(Batch::num_supervised).sum();
+        let step = self.step + 1;
+        if supervised == 0 {
+            return Err(TrainError::NothingSupervised { step, records: record_ids(window) });
+        }
+        self.gradients.clear();
+        let weights = LossWeights::Uniform((1.0 / supervised as f64) as f32);
+        let (mut loss_sum, mut forward_time, mut backward_time) = (0.0, 0.0, 0.0);
+        for (micro, batch) in window.iter().enumerate().filter(|(_, batch)| batch.num_supervised() > 0) {
+            let start = Instant::now();
+            let tape = Tape::record().with_rng(micro_seed(self.settings.seed, micro as u64), self.step);
+            let input = infer::upload(batch)?;
+            let out = self.model.loss(&tape, &input, &batch.labels, &weights, self.settings.recompute)?;
+            loss_sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
+            let forward_end = Instant::now();
+            // A micro-batch that no trainable tensor takes part in, such as text alone under `projector`, counts in the loss.
+            if out.loss.requires_grad() {
+                tape.backward(&out.loss, &mut self.gradients)?;
+            }
+            forward_time += (forward_end - start).as_secs_f64();
+            backward_time += forward_end.elapsed().as_secs_f64();
+        }
+        let start = Instant::now();
+        let loss = loss_sum / supervised as f64;
+        let grad_norm = self.gradients.global_norm();
+        self.check_finite(step, loss, grad_norm, window)?;
+        let never_reached = match self.presence.watch(self.optimizer.tensors(), &self.gradients) {
+            true => Some(self.presence.verdict()?),
+            false => None,
+        };
+        let factor = clip_factor(grad_norm, self.settings.clip_norm);
+        self.optimizer.step(&self.gradients, &self.schedule, self.step, factor)?;
+        self.gradients.clear();
+        let learning_rate = self.schedule.learning_rate(self.settings.learning_rate, self.step);
+        self.step = step;
+        Ok(StepOutcome {
+            step,
+            loss,
+            grad_norm,
+            learning_rate,
+            supervised_tokens: supervised as u64,
+            input_tokens: window.iter().map(|batch| batch.num_tokens() as u64).sum(),
+            samples: window.iter().map(|batch| batch.num_samples() as u64).sum(),
+            forward_time,
+            backward_time,
+            optimizer_time: start.elapsed().as_secs_f64(),
+            never_reached,
+        })
+    }
+
+    /// The verdict of the watch for a run that ended before its last watched step; `None` where it was given already.
+    ///
+    /// # Errors
+    /// As [`Trainer::train_step`] at the end of the watch.
+    pub fn end_watch(&self) -> Result<Option<Vec<String>>> {
+        if self.presence.is_open() { self.presence.verdict().map(Some) } else { Ok(None) }
+    }
+
+    fn check_finite(&self, step: u64, loss: f64, grad_norm: f64, window: &[Batch]) -> Result<()> {
+        let records = || record_ids(window);
+        if !loss.is_finite() {
+            return Err(TrainError::NotFinite { step, what: "the loss", detail: String::new(), records: records() });
+        }
+        if grad_norm.is_finite() {
+            return Ok(());
+        }
+        let is_bad = |t: &&TrainedTensor| {
+            let gradient = self.gradients.get(&t.named.param);
+            gradient.and_then(|g| g.f32s().ok()).is_some_and(|values| values.iter().any(|x| !x.is_finite()))
+        };
+        let bad: Vec<&str> = self.tensors().iter().filter(is_bad).map(|t| t.named.name.as_str()).collect();
+        let detail = format!(" in {}", first_few(bad.into_iter()));
+        Err(TrainError::NotFinite { step, what: "the gradient", detail, records: records() })
+    }
+}
+
+/// The seed of one micro-batch's dropout; the tape adds the step and the operator's ordinal.
+fn micro_seed(seed: u64, micro: u64) -> u64 {
+    // SplitMix64's increment keeps the seeds of neighbouring micro-batches far apart.
+    seed.wrapping_add(micro.wrapping_mul(0x9E37_79B9_7F4A_7C15))
+}
+
+fn record_ids(window: &[Batch]) -> String {
+    let ids: Vec<&str> = window.iter().flat_map(|batch| batch.sample_ids.iter().map(String::as_str)).collect();
+    first_few(ids.into_iter())
+}

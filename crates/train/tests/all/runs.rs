@@ -1,0 +1,280 @@
+//! Whole runs: what they write, when they refuse, which checkpoint they keep.
+
+use std::collections::BTreeSet;
+
+use crate::support::run::{NUM_RECORDS, Place, run, run_until};
+use train::{Event, ExitClass, Resume, TrainError, TrainerState, read_metrics};
+
+const FIXTURE: &str = "llava_siglip_qwen2";
+
+fn names(dir: &std::path::Path) -> BTreeSet<String> {
+    std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn one_epoch_from_plan_to_final_model() {
+    let place = Place::new(FIXTURE);
+    let train = "num_train_epochs: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 4, learning_rate: 1e-3, save_strategy: epoch, eval_strategy: epoch, logging_steps: 1";
+    let plan = place.plan("out", "kind: lora, lora: {r: 4}", train, &[]);
+    let mut events = Vec::new();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let outcome = train::run(&plan, &Resume::Never, &stop, &mut |event: &Event<'_>| {
+        events.push(format!("{event:?}").split([' ', '(']).next().unwrap_or_default().to_owned());
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    let out = place.path("out");
+
+    // 11 records in batches of 2 are 6 micro-batches: two steps an epoch, the second of 2 micro-batches.
+    assert_eq!((outcome.steps, outcome.preempted), (4, false));
+    let metrics = read_metrics(&out.join("metrics.jsonl")).unwrap();
+    assert_eq!(metrics.iter().map(|m| m.samples).collect::<Vec<_>>(), [8, 3, 8, 3]);
+    assert_eq!(metrics.iter().map(|m| m.epoch).collect::<Vec<_>>(), [8.0 / 11.0, 1.0, 1.0 + 8.0 / 11.0, 2.0]);
+    assert_eq!(metrics.iter().map(|m| m.eval_loss.is_some()).collect::<Vec<_>>(), [false, true, false, true]);
+    for m in &metrics {
+        assert!(m.forward_time > 0.0 && m.backward_time > 0.0 && m.optimizer_time > 0.0 && m.data_time > 0.0);
+        assert!(m.step_time >= m.forward_time + m.backward_time + m.optimizer_time);
+        assert!(m.peak_memory_bytes > 100_000 && m.supervised_tokens > 0 && m.input_tokens > m.supervised_tokens);
+    }
+    assert!(metrics[3].loss < metrics[0].loss);
+
+    assert_eq!(outcome.ledger.trained, NUM_RECORDS as u64);
+    let ledger = std::fs::read_to_string(out.join("ledger.jsonl")).unwrap();
+    assert_eq!(ledger.lines().filter(|line| line.contains("\"trained\"")).count(), NUM_RECORDS);
+    let stored: serde_json::Value = serde_json::from_slice(&std::fs::read(out.join("plan.json")).unwrap()).unwrap();
+    assert_eq!(stored, plan.to_json());
+    let state: TrainerState = serde_json::from_slice(&std::fs::read(out.join("trainer_state.json")).unwrap()).unwrap();
+    assert_eq!((state.global_step, state.max_steps, state.num_train_epochs, state.log_history.len()), (4, 4, 2, 6));
+
+    let expected: BTreeSet<String> = [
+        "checkpoint-2",
+        "checkpoint-4",
+        "final_model",
+        "ledger.jsonl",
+        "metrics.jsonl",
+        "plan.json",
+        "trainer_state.json",
+        ".lock",
+    ]
+    .map(str::to_owned)
+    .into();
+    assert_eq!(names(&out), expected);
+    let adapter = names(&out.join("final_model"));
+    for name in
+        ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "preprocessor_config.json", "README.md"]
+    {
+        assert!(adapter.contains(name), "{name} is missing in {adapter:?}");
+    }
+    assert!(!adapter.contains("model.safetensors"));
+    let steps = outcome.next_steps.unwrap();
+    assert!(steps.generate.contains("--adapter") && steps.python.contains("PeftModel"));
+    let order: Vec<&str> = events.iter().map(String::as_str).collect();
+    assert_eq!(
+        order,
+        [
+            "Ready",
+            "Step",
+            "EvaluationStarted",
+            "Evaluated",
+            "Step",
+            "CheckpointWritten",
+            "Step",
+            "EvaluationStarted",
+            "Evaluated",
+            "Step",
+            "CheckpointWritten",
+            "Exported"
+        ]
+    );
+}
+
+#[test]
+fn full_training_exports_a_folder_that_loads() {
+    let place = Place::new(FIXTURE);
+    let plan = place.plan(
+        "out",
+        "kind: full",
+        "max_steps: 2, per_device_train_batch_size: 2, learning_rate: 1e-3, max_shard_size: 100KB",
+        &[],
+    );
+    let outcome = run(&plan, &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
+    let folder = outcome.final_model.unwrap();
+    let files = names(&folder);
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors.index.json",
+        "tokenizer.json",
+        "chat_template.json",
+        "preprocessor_config.json",
+        "README.md",
+    ] {
+        assert!(files.contains(name), "{name} is missing in {files:?}");
+    }
+    let (model, report) = models::load(&folder, &models::LoadOptions::default()).unwrap();
+    assert_eq!(report.num_loaded, model.params().len());
+    let checkpoint = outcome.checkpoint.unwrap();
+    assert!(
+        models::load(&checkpoint, &models::LoadOptions::default()).is_ok(),
+        "a checkpoint of full training is a model folder too"
+    );
+}
+
+#[test]
+fn the_best_checkpoint_is_kept_and_exported() {
+    let place = Place::new(FIXTURE);
+    // An answer of words that the training set never uses becomes less likely with every step.
+    let line = serde_json::json!({"id": "other", "messages": [
+        {"role": "user", "content": "What is moving?"}, {"role": "assistant", "content": "zzz qqq vvv kkk xxx"}
+    ]});
+    std::fs::write(place.path("eval.jsonl"), line.to_string() + "\n").unwrap();
+    let train = "max_steps: 8, per_device_train_batch_size: 4, learning_rate: 0.02, lr_scheduler_type: constant, max_grad_norm: null, eval_steps: 1, save_steps: 1, save_total_limit: 2, load_best_model_at_end: true";
+    let plan = place.plan("out", "kind: full", train, &[]);
+    let outcome = run(&plan, &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
+    let out = place.path("out");
+    let evals: Vec<f64> =
+        read_metrics(&out.join("metrics.jsonl")).unwrap().iter().map(|m| m.eval_loss.unwrap()).collect();
+    let best = (0..evals.len()).min_by(|a, b| evals[*a].total_cmp(&evals[*b])).unwrap() + 1;
+    assert!(best < 8, "the run was meant to get worse: {evals:?}");
+    assert_eq!(outcome.best_eval_loss, Some(evals[best - 1]));
+    let kept: BTreeSet<String> = names(&out).into_iter().filter(|n| n.starts_with("checkpoint-")).collect();
+    assert_eq!(kept, [format!("checkpoint-{best}"), "checkpoint-8".to_owned()].into());
+    let weights = |folder: &str| std::fs::read(out.join(folder).join("model.safetensors")).unwrap();
+    assert!(weights("final_model") == weights(&format!("checkpoint-{best}")));
+    assert!(weights("final_model") != weights("checkpoint-8"));
+}
+
+#[test]
+fn evaluation_does_not_depend_on_its_batches_and_changes_nothing() {
+    let place = Place::new(FIXTURE);
+    let train = "max_steps: 3, per_device_train_batch_size: 2, learning_rate: 1e-3, save_strategy: no";
+    let losses = |output: &str, extra: &[&str]| {
+        run(&place.plan(output, "kind: lora, lora: {lora_dropout: 0.3}", train, extra), &Resume::Never)
+            .unwrap_or_else(|error| panic!("{error}"));
+        read_metrics(&place.path(output).join("metrics.jsonl")).unwrap()
+    };
+    let without = losses("a", &[]);
+    let with = losses("b", &["train.eval_steps=1", "train.per_device_eval_batch_size=1"]);
+    let wide = losses("c", &["train.eval_steps=1", "train.per_device_eval_batch_size=3"]);
+    for ((a, b), c) in without.iter().zip(&with).zip(&wide) {
+        assert_eq!((a.loss, a.grad_norm), (b.loss, b.grad_norm));
+        let (b, c) = (b.eval_loss.unwrap(), c.eval_loss.unwrap());
+        assert!((b - c).abs() < 1e-6 * b, "{b} and {c}");
+    }
+    assert!(!names(&place.path("a")).iter().any(|name| name.starts_with("checkpoint")));
+}
+
+#[test]
+fn an_earlier_run_is_not_overwritten() {
+    let place = Place::new(FIXTURE);
+    let plan = place.plan("out", "kind: projector", "max_steps: 2, per_device_train_batch_size: 1", &[]);
+    run(&plan, &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
+    let error = run(&plan, &Resume::Never).unwrap_err();
+    let out = place.path("out");
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`{}` holds an earlier run (checkpoint-2)\n  hint: pass `--resume auto` to go on with it, or write another `train.output_dir`",
+            out.display()
+        )
+    );
+    assert_eq!(error.class(), ExitClass::BadPlan);
+    // Resuming a finished run only writes its final model again.
+    let before = crate::support::run::final_weights(&out);
+    let outcome = run(&plan, &Resume::Auto).unwrap();
+    assert_eq!(outcome.steps, 2);
+    assert!(before == crate::support::run::final_weights(&out));
+}
+
+#[test]
+fn a_changed_plan_is_not_resumed() {
+    let place = Place::new(FIXTURE);
+    let train = "max_steps: 4, per_device_train_batch_size: 1";
+    let plan = place.plan("out", "kind: projector", train, &[]);
+    let checkpoint = run_until(&plan, &Resume::Never, 2).checkpoint.unwrap();
+    let changed = place.plan(
+        "out",
+        "kind: projector",
+        train,
+        &["train.learning_rate=1e-3", "train.logging_steps=1", "data.shuffle=false"],
+    );
+    let error = run(&changed, &Resume::Auto).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "the plan differs from the one of `{}` in `data.shuffle` (true then, false now), `train.learning_rate` (0.00005 then, 0.001 now)\n  hint: give these keys their old values, or start a new run in another `train.output_dir`",
+            checkpoint.display()
+        )
+    );
+    assert_eq!(error.class(), ExitClass::BadPlan);
+    // From another folder by name, and with keys that may change.
+    let elsewhere = place.plan("other", "kind: projector", train, &["train.logging_steps=1", "data.num_workers=1"]);
+    let outcome = run(&elsewhere, &Resume::From(checkpoint)).unwrap();
+    assert_eq!(outcome.steps, 4);
+}
+
+#[test]
+fn a_dataset_that_changed_is_noticed() {
+    let place = Place::new(FIXTURE);
+    let plan = place.plan("out", "kind: projector", "num_train_epochs: 1, per_device_train_batch_size: 2", &[]);
+    run_until(&plan, &Resume::Never, 2);
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    std::fs::write(place.path("train.jsonl"), text.lines().skip(4).collect::<Vec<_>>().join("\n")).unwrap();
+    let error = run(&plan, &Resume::Auto).unwrap_err();
+    assert!(error.to_string().contains("it belongs to 11 records, the dataset has 7"), "{error}");
+}
+
+#[test]
+fn a_bad_record_stops_the_run_or_is_skipped() {
+    let place = Place::new(FIXTURE);
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    std::fs::write(place.path("train.jsonl"), text.replace("images/2.png", "images/none.png")).unwrap();
+    let train = "num_train_epochs: 1, per_device_train_batch_size: 2, learning_rate: 1e-3";
+    let error = run(&place.plan("stop", "kind: projector", train, &[]), &Resume::Never).unwrap_err();
+    assert_eq!(error.class(), ExitClass::DataRefused);
+    assert!(error.to_string().contains("none.png"), "{error}");
+    let ledger = std::fs::read_to_string(place.path("stop").join("ledger.jsonl")).unwrap();
+    assert_eq!(ledger.lines().filter(|line| line.contains("\"failed\"")).count(), 1, "{ledger}");
+
+    let outcome =
+        run(&place.plan("skip", "kind: projector", train, &["data.on_bad_media=skip"]), &Resume::Never).unwrap();
+    assert_eq!((outcome.ledger.skipped, outcome.ledger.trained, outcome.ledger.not_reached), (3, 8, 0));
+    // The order of seed 42 puts two bad records into one batch, which leaves five steps of the six.
+    assert_eq!(outcome.steps, 5);
+    assert!(outcome.checkpoint.is_some());
+}
+
+#[test]
+fn text_alone_trains_no_projector() {
+    let place = Place::new(FIXTURE);
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    let text_only: Vec<&str> = text.lines().filter(|line| !line.contains(".png")).collect();
+    std::fs::write(place.path("train.jsonl"), text_only.join("\n")).unwrap();
+    let error =
+        run(&place.plan("out", "kind: projector", "max_steps: 2, per_device_train_batch_size: 1", &[]), &Resume::Never)
+            .unwrap_err();
+    assert!(matches!(error, TrainError::NothingReached { steps: 2 }), "{error}");
+    assert!(!place.path("out").join("final_model").exists());
+}
+
+#[test]
+fn a_run_asked_to_stop_at_once_writes_nothing_to_resume_and_starts_again() {
+    let place = Place::new(FIXTURE);
+    let plan = place.plan("out", "kind: projector", "max_steps: 1, per_device_train_batch_size: 4", &[]);
+    let outcome = train::run(&plan, &Resume::Auto, &std::sync::atomic::AtomicBool::new(true), &mut |_| {}).unwrap();
+    assert_eq!((outcome.preempted, outcome.steps, outcome.checkpoint), (true, 0, None));
+    assert_eq!(run(&plan, &Resume::Auto).unwrap().steps, 1);
+}
+
+#[test]
+fn two_processes_do_not_share_a_folder() {
+    let place = Place::new(FIXTURE);
+    let plan = place.plan("out", "kind: projector", "max_steps: 1, per_device_train_batch_size: 1", &[]);
+    std::fs::create_dir_all(place.path("out")).unwrap();
+    let lock = std::fs::File::create(place.path("out").join(".lock")).unwrap();
+    lock.lock().unwrap();
+    let error = run(&plan, &Resume::Never).unwrap_err();
+    assert!(
+        matches!(&error, TrainError::OutputInUse { found, .. } if found == "another process is running in it"),
+        "{error}"
+    );
+}

@@ -1,0 +1,253 @@
+"""PEFT adapters for the folders of fixtures/models and what `peft` computes with them.
+
+    python tools/oracle/models_adapters.py [folder ...]
+
+Each `FOLDER/adapters/NAME/` holds `adapter_config.json` and `adapter_model.safetensors` as peft saves them,
+`expected.safetensors` (logits, loss, gradients, merged weights) and `expected.json`. Run models_ref.py first.
+"""
+
+import json
+import os
+import shutil
+import sys
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+import common
+from common import hub_name, put, save_tensors, write_json
+from models_ref import batch_of, load_model, nll_of
+
+EVERY_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+# name -> (LoraConfig arguments, random B)
+ADAPTERS = {
+    "llava_siglip_qwen2": {
+        # Bare names: peft finds them in the vision tower as well.
+        "names": ({"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"]}, True),
+        # A fresh adapter on every linear map of the decoder: B is zero.
+        "fresh_regex": ({"r": 8, "lora_alpha": 16, "target_modules": EVERY_LINEAR}, False),
+        # rsLoRA, ranks and alphas by pattern, a module trained whole, dropout (unused in evaluation).
+        "patterns": (
+            {
+                "r": 4,
+                "lora_alpha": 6,
+                "lora_dropout": 0.1,
+                "use_rslora": True,
+                "target_modules": ["q_proj", "o_proj", "up_proj", "down_proj"],
+                "rank_pattern": {"q_proj": 2, r".*layers\.1\.mlp\.up_proj": 6},
+                "alpha_pattern": {r"language_model\.layers\.0\.self_attn\.o_proj": 3},
+                "modules_to_save": ["multi_modal_projector"],
+            },
+            True,
+        ),
+    },
+    "llava_clip_llama": {
+        # Every linear map of tower, projector and decoder, the head apart.
+        "all_linear": ({"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, True),
+        # Embeddings and head trained whole beside adapters in the decoder.
+        "saved_tables": (
+            {
+                "r": 3,
+                "lora_alpha": 3,
+                "target_modules": r".*language_model.*\.(k_proj|v_proj)",
+                "modules_to_save": ["embed_tokens", "lm_head"],
+            },
+            True,
+        ),
+        # The start of a LoRA run: fresh adapters in the decoder, the projector trained whole, rsLoRA.
+        "fresh_projector": (
+            {
+                "r": 4,
+                "lora_alpha": 8,
+                "use_rslora": True,
+                "target_modules": r".*language_model.*\.(q_proj|v_proj|up_proj)",
+                "modules_to_save": ["multi_modal_projector"],
+            },
+            False,
+        ),
+    },
+    # Tied embeddings, biases in bf16 below the adapter, linear maps without bias in the projector.
+    "siglip_odd_qwen2_tied": {
+        "tower_and_projector": (
+            {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "k_proj", "fc1", "linear_1", "linear_2"]},
+            True,
+        ),
+    },
+    # Biases on every linear map and heads wider than hidden / heads.
+    "clip_full_llama_bias": {
+        "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
+    },
+}
+
+# Rows of the logits that are kept: every STRIDE-th position.
+STRIDE = 5
+
+
+def samples_of(folder):
+    """The samples stored by models_ref.py, as batch_of wants them."""
+    tensors = load_file(os.path.join(folder, "expected.safetensors"))
+    out = []
+    while f"sample{len(out)}.input_ids" in tensors:
+        key = f"sample{len(out)}"
+        out.append(
+            {
+                "ids": tensors[f"{key}.input_ids"].tolist(),
+                "labels": tensors[f"{key}.labels"].tolist(),
+                "pixels": tensors.get(f"{key}.pixel_values"),
+            }
+        )
+    return out
+
+
+def pad_id(folder):
+    with open(os.path.join(folder, "tokenizer_config.json")) as f:
+        token = json.load(f)["pad_token"]
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(os.path.join(folder, "tokenizer.json")).token_to_id(token)
+
+
+def saved_name(name):
+    """In-memory name of an adapter's parameter -> its name in adapter_model.safetensors."""
+    return name.replace(".modules_to_save.default.", ".").replace(".lora_A.default.", ".lora_A.").replace(
+        ".lora_B.default.", ".lora_B."
+    )
+
+
+def fill_adapter(model, seed, random_b):
+    """A ~ N(0, 1/sqrt(in)), B ~ N(0, 0.15) or zero, whole modules moved by 0.1 N from the base."""
+    rng = np.random.Generator(np.random.PCG64(seed))
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            if not p.requires_grad:
+                continue
+            x = torch.from_numpy(rng.standard_normal(p.shape)).float()
+            if "lora_A" in name:
+                p.copy_(x / p.shape[1] ** 0.5)
+            elif "lora_B" in name:
+                p.copy_(0.15 * x if random_b else 0.0 * x)
+            elif random_b:
+                p.add_(0.1 * x)
+
+
+def tidy(target, folder_name):
+    """A config that is the same on every machine: sorted lists, the base named without its path; no model card."""
+    path = os.path.join(target, "adapter_config.json")
+    with open(path) as f:
+        config = json.load(f)
+    config["base_model_name_or_path"] = folder_name
+    if isinstance(config["target_modules"], list):
+        config["target_modules"] = sorted(config["target_modules"])
+    write_json(path, config)
+    card = os.path.join(target, "README.md")
+    if os.path.exists(card):
+        os.remove(card)
+
+
+def modules_of(model):
+    """Every adapted module: rank, alpha and scale as peft resolved the patterns."""
+    return {
+        n.removeprefix("base_model.model."): {
+            "r": m.r["default"],
+            "alpha": m.lora_alpha["default"],
+            "scale": m.scaling["default"],
+        }
+        for n, m in model.named_modules()
+        if hasattr(m, "lora_A") and "default" in getattr(m, "lora_A", {})
+    }
+
+
+def logits_of(model, samples):
+    out = []
+    for e in samples:
+        kwargs = {"input_ids": torch.tensor([e["ids"]])}
+        if e["pixels"] is not None:
+            kwargs["pixel_values"] = e["pixels"]
+        with torch.no_grad():
+            out.append(model(**kwargs).logits[0])
+    return out
+
+
+def make(folder_name, name, seed):
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    arguments, random_b = ADAPTERS[folder_name][name]
+    folder = os.path.join(common.FIXTURES, folder_name)
+    target = os.path.join(folder, "adapters", name)
+    shutil.rmtree(target, ignore_errors=True)
+    base = load_model(folder)
+    plain = {n: p.detach().clone() for n, p in base.named_parameters()}
+    torch.manual_seed(seed)
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **arguments))
+    fill_adapter(model, seed, random_b)
+    model.save_pretrained(target, save_embedding_layers=False)
+    tidy(target, folder_name)
+
+    # Everything below is computed from the files, not from the model that wrote them.
+    model = PeftModel.from_pretrained(load_model(folder), target, is_trainable=True).eval()
+    samples = samples_of(folder)
+    out, on_disk = {}, load_file(os.path.join(target, "adapter_model.safetensors"))
+    alone = logits_of(model, samples)
+    for i, logits in enumerate(alone):
+        out[f"sample{i}.logits"] = logits[::STRIDE].clone()
+    batch, labels = batch_of(samples, pad_id(folder))
+    nll = nll_of(model(**batch).logits, labels)
+    count = int((labels[:, 1:] != common.IGNORE).sum())
+    loss = nll.sum() / count
+    loss.backward()
+    out["batch.loss"] = loss.detach().reshape(1).clone()
+    trainable, no_gradient = {}, []
+    for n, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        key = saved_name(n)
+        assert key in on_disk and torch.equal(p.detach(), on_disk[key]), key
+        trainable[key] = list(p.shape)
+        if p.grad is None:
+            no_gradient.append(key)
+        else:
+            put(out, "grad", key, p.grad)
+    assert sorted(trainable) == sorted(on_disk)
+    modules = modules_of(model)
+
+    merged = model.merge_and_unload().eval()
+    worst = max(float((a - b).abs().max()) for a, b in zip(alone, logits_of(merged, samples)))
+    base_logits = logits_of(load_model(folder), samples)
+    moved = max(float((a - b).abs().max()) for a, b in zip(alone, base_logits))
+    changed = []
+    for n, p in merged.named_parameters():
+        if not torch.equal(p.detach(), plain[n]):
+            changed.append(hub_name(n))
+            put(out, "merged", hub_name(n), p.detach() - plain[n], whole=0)
+    save_tensors(os.path.join(target, "expected.safetensors"), out)
+    write_json(
+        os.path.join(target, "expected.json"),
+        {
+            "versions": common.versions(),
+            "seed": seed,
+            "random_b": random_b,
+            "stride": STRIDE,
+            "loss": loss.item(),
+            "modules": modules,
+            "trainable": trainable,
+            "no_gradient": sorted(no_gradient),
+            "merged_changes": sorted(changed),
+            "merged_vs_unmerged_max_abs": worst,
+            "adapter_vs_base_max_abs": moved,
+        },
+    )
+    size = sum(os.path.getsize(os.path.join(target, f)) for f in os.listdir(target))
+    print(
+        f"{folder_name}/{name}: {size / 1e3:.0f} kB, {len(trainable)} tensors, loss {loss.item():.4f}, moves logits by {moved:.2f}, "
+        f"merged differs by {worst:.1e}, no gradient {len(no_gradient)}"
+    )
+
+
+if __name__ == "__main__":
+    for number, folder_name in enumerate(ADAPTERS):
+        if sys.argv[1:] and folder_name not in sys.argv[1:]:
+            continue
+        for index, name in enumerate(ADAPTERS[folder_name]):
+            make(folder_name, name, 500 + 10 * number + index)
