@@ -1,9 +1,11 @@
-//! Owns one thing: passing on which libav version the bindings were made for, as `cfg(libav_6_1)`.
+//! Owns one thing: passing on which libav version the bindings were made for, as `cfg(libav_6_1)` and `cfg(libav_7_0)`.
 
 fn main() {
-    println!("cargo::rustc-check-cfg=cfg(libav_6_1)");
     println!("cargo::rerun-if-changed=build.rs");
-    if std::env::var_os("DEP_FFMPEG_FFMPEG_6_1").is_some() {
-        println!("cargo::rustc-cfg=libav_6_1");
+    for version in ["6_1", "7_0"] {
+        println!("cargo::rustc-check-cfg=cfg(libav_{version})");
+        if std::env::var_os(format!("DEP_FFMPEG_FFMPEG_{version}")).is_some() {
+            println!("cargo::rustc-cfg=libav_{version}");
+        }
     }
 }

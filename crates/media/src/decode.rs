@@ -105,6 +105,7 @@ impl<'a> Session<'a> {
         {
             return Err(MediaError::Changed { path: path.clone() });
         }
+        let av = opened.input.library();
         let memory = |_| MediaError::TooLarge {
             path: path.clone(),
             what: "max_alloc_bytes",
@@ -124,9 +125,9 @@ impl<'a> Session<'a> {
             clock,
             opened,
             decoder,
-            converter: Converter::new(),
-            packet: Packet::new().map_err(memory)?,
-            picture: Picture::new().map_err(memory)?,
+            converter: Converter::new(av),
+            packet: Packet::new(av).map_err(memory)?,
+            picture: Picture::new(av).map_err(memory)?,
             last_error: None,
         })
     }

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::av::{AvError, Output, OutputOptions};
+use crate::av::{AvError, Library, Output, OutputOptions};
 use crate::{MediaError, RgbImage};
 
 /// Codecs that can be written; the container follows from the file name's ending.
@@ -97,8 +97,9 @@ impl VideoWriter {
         if fps.0 <= 0 || fps.1 <= 0 || width == 0 || height == 0 {
             return Err(refuse(format!("{width}x{height} at {}/{} frames a second is not possible", fps.0, fps.1)));
         }
+        let av = Library::get()?;
         let names = encoders(codec);
-        let name = Output::find_encoder(names)
+        let name = Output::find_encoder(av, names)
             .ok_or_else(|| refuse(format!("the installed libav has none of the encoders {}", names.join(", "))))?;
         if codec != Codec::Gif && !(width.is_multiple_of(2) && height.is_multiple_of(2)) {
             return Err(refuse(format!("{width}x{height}: the encoder `{name}` needs even sides")));
@@ -115,7 +116,7 @@ impl VideoWriter {
             b_frames: has_b_frames.then_some(options.b_frames),
             options: &encoder_options(name, options),
         };
-        let output = Output::open(path, &settings).map_err(|error| refuse(error.to_string()))?;
+        let output = Output::open(av, path, &settings).map_err(|error| refuse(error.to_string()))?;
         Ok(Self { path: path.to_path_buf(), width, height, is_variable, next: 0, output })
     }
 

@@ -130,6 +130,14 @@ pub enum MediaError {
         /// The path as it was asked for.
         path: PathBuf,
     },
+    /// This machine has no libav that suits the program, so no video can be read or written: a fault of no file.
+    #[error("libav cannot be used: {detail}; hint: {hint}")]
+    NoLibav {
+        /// What was looked for and what was found instead.
+        detail: String,
+        /// How to install it.
+        hint: String,
+    },
     /// A request that no file could satisfy (frame rule, size, count).
     #[error("bad request: {detail}")]
     BadRequest {
@@ -172,6 +180,7 @@ impl MediaError {
             Self::Undecodable { .. } => "undecodable",
             Self::FrameOutOfRange { .. } => "frame_out_of_range",
             Self::Changed { .. } => "changed",
+            Self::NoLibav { .. } => "no_libav",
             Self::BadRequest { .. } => "bad_request",
             Self::Encode { .. } => "encode",
             Self::Io { .. } => "io",
@@ -197,7 +206,7 @@ impl MediaError {
             | Self::Changed { path }
             | Self::Encode { path, .. }
             | Self::Io { path, .. } => Some(path),
-            Self::BadRequest { .. } => None,
+            Self::NoLibav { .. } | Self::BadRequest { .. } => None,
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::av::{AvError, Input, Packet, StreamInfo};
+use crate::av::{AvError, Input, Library, Packet, StreamInfo};
 use crate::limits::Clock;
 use crate::sniff::{self, Kind};
 use crate::timeline::{KeyFrame, Scanned, Timeline};
@@ -173,7 +173,7 @@ pub(crate) fn open_video(path: &Path, limits: &Limits, clock: Clock) -> Result<O
     };
     let missing_end = container::check(path, &file, kind, limits)?;
     let size = file.size;
-    let mut input = Input::open(file.file, size, demuxer, limits, clock).map_err(|mut refused| {
+    let mut input = Input::open(Library::get()?, file.file, size, demuxer, limits, clock).map_err(|mut refused| {
         let source = refused.source_error(path);
         source.unwrap_or_else(|| broken(path, kind, "its header cannot be read", refused.error, limits))
     })?;
@@ -213,7 +213,8 @@ fn scan(
     warnings: &mut Vec<Warning>,
 ) -> Result<Vec<Scanned>, MediaError> {
     let kind = opened.kind;
-    let mut packet = Packet::new().map_err(|error| broken(path, kind, "a packet", error, limits))?;
+    let mut packet =
+        Packet::new(opened.input.library()).map_err(|error| broken(path, kind, "a packet", error, limits))?;
     let mut scanned = Vec::new();
     let mut num_packets = 0usize;
     loop {

@@ -4,8 +4,9 @@
 //! [`sample_indices`] chooses frames by one of the reference rules, [`decode_frames`] decodes those frames only, and
 //! [`resize`] scales them as Pillow or torchvision would, bit for bit. Images come through [`load_image`].
 //!
-//! The crate owns libav: no type of it leaves the private module `av`. It refuses to know about records, prompts or
-//! tensors, and it never fills a gap: a frame that cannot be decoded is an error, not a grey picture.
+//! The crate owns libav: no type of it leaves the private module `av`, which opens its shared libraries when the first
+//! video is touched. It refuses to know about records, prompts or tensors, and it never fills a gap: a frame that cannot
+//! be decoded is an error, not a grey picture.
 
 mod av;
 mod bench;
@@ -26,6 +27,7 @@ mod still;
 mod timeline;
 mod turn;
 
+pub use av::{LibavLibrary, libav_libraries};
 pub use bench::{DecodeBench, bench_decode};
 pub use decode::decode_frames;
 pub use error::MediaError;

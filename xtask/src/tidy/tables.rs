@@ -31,7 +31,8 @@ const ALL: &[&str] = &["tensor", "media", "hub", "data", "models", "infer", "tra
 
 const EXTERNALS: &[External] = &[
     // Heavy ones, one owner each.
-    External { name: "ffmpeg-sys-the-third", users: &["media"], why: "libav: demuxing and decoding" },
+    External { name: "ffmpeg-sys-the-third", users: &["media"], why: "libav's types: demuxing and decoding" },
+    External { name: "libloading", users: &["media"], why: "libav's functions, opened when a video is touched" },
     External { name: "gif", users: &["media"], why: "still images" },
     External { name: "image-webp", users: &["media"], why: "still images" },
     External { name: "png", users: &["media"], why: "still images in and out" },

@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 use std::ptr;
 
-use super::{AvError, OUT_OF_MEMORY, Picture, ffi};
+use super::{AvError, Library, OUT_OF_MEMORY, Picture, ffi};
 use crate::RgbImage;
 
 /// Pixels that swscale's vector code may handle at once.
@@ -22,6 +22,7 @@ struct Key {
 
 /// A converter that keeps its tables from picture to picture.
 pub(crate) struct Converter {
+    av: &'static Library,
     context: *mut ffi::SwsContext,
     key: Option<Key>,
 }
@@ -31,8 +32,8 @@ unsafe impl Send for Converter {}
 
 impl Converter {
     /// A converter without tables.
-    pub fn new() -> Self {
-        Self { context: ptr::null_mut(), key: None }
+    pub fn new(av: &'static Library) -> Self {
+        Self { av, context: ptr::null_mut(), key: None }
     }
 
     /// The picture in RGB, as swscale's default path gives it for the picture's matrix and range.
@@ -59,7 +60,7 @@ impl Converter {
         // SAFETY: the source planes belong to a live frame of the size and format that the tables were built for; the
         // destination has `height` rows of `stride` bytes and spare bytes behind them.
         let converted = unsafe {
-            ffi::sws_scale(
+            self.av.sws_scale(
                 self.context,
                 raw.data.as_ptr().cast::<*const u8>(),
                 raw.linesize.as_ptr(),
@@ -83,8 +84,8 @@ impl Converter {
         self.key = None;
         // SAFETY: the context is ours to free; the new one is checked; the coefficient tables are static.
         unsafe {
-            ffi::sws_freeContext(self.context);
-            self.context = ffi::sws_getContext(
+            self.av.sws_freeContext(self.context);
+            self.context = self.av.sws_getContext(
                 key.width,
                 key.height,
                 ffi::AVPixelFormat(key.format),
@@ -101,7 +102,7 @@ impl Converter {
             }
             let (mut from, mut to) = (ptr::null_mut(), ptr::null_mut());
             let (mut from_range, mut to_range, mut brightness, mut contrast, mut saturation) = (0, 0, 0, 0, 0);
-            let known = ffi::sws_getColorspaceDetails(
+            let known = self.av.sws_getColorspaceDetails(
                 self.context,
                 &mut from,
                 &mut from_range,
@@ -115,8 +116,8 @@ impl Converter {
                 if key.range == ffi::AVColorRange::JPEG {
                     from_range = 1;
                 }
-                let table = ffi::sws_getCoefficients(key.matrix.0 as c_int);
-                ffi::sws_setColorspaceDetails(
+                let table = self.av.sws_getCoefficients(key.matrix.0 as c_int);
+                self.av.sws_setColorspaceDetails(
                     self.context,
                     table,
                     from_range,
@@ -136,6 +137,6 @@ impl Converter {
 impl Drop for Converter {
     fn drop(&mut self) {
         // SAFETY: the context is null or ours.
-        unsafe { ffi::sws_freeContext(self.context) }
+        unsafe { self.av.sws_freeContext(self.context) }
     }
 }

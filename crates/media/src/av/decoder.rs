@@ -4,7 +4,7 @@
 use std::ffi::c_int;
 use std::ptr;
 
-use super::{AvError, Input, OUT_OF_MEMORY, Packet, ffi};
+use super::{AvError, Input, Library, OUT_OF_MEMORY, Packet, ffi};
 
 /// How much of a packet is worth decoding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +17,7 @@ pub(crate) enum Effort {
 
 /// A decoded picture; it holds libav's frame, reused from picture to picture.
 pub(crate) struct Picture {
+    av: &'static Library,
     pub(super) raw: *mut ffi::AVFrame,
 }
 
@@ -25,10 +26,10 @@ unsafe impl Send for Picture {}
 
 impl Picture {
     /// An empty picture.
-    pub fn new() -> Result<Self, AvError> {
+    pub fn new(av: &'static Library) -> Result<Self, AvError> {
         // SAFETY: plain allocation, checked below.
-        let raw = unsafe { ffi::av_frame_alloc() };
-        if raw.is_null() { Err(OUT_OF_MEMORY) } else { Ok(Self { raw }) }
+        let raw = unsafe { av.av_frame_alloc() };
+        if raw.is_null() { Err(OUT_OF_MEMORY) } else { Ok(Self { av, raw }) }
     }
 
     pub(super) fn raw(&self) -> &ffi::AVFrame {
@@ -56,12 +57,13 @@ impl Picture {
 impl Drop for Picture {
     fn drop(&mut self) {
         // SAFETY: `raw` came from `av_frame_alloc` and is freed once.
-        unsafe { ffi::av_frame_free(&mut self.raw) }
+        unsafe { self.av.av_frame_free(&mut self.raw) }
     }
 }
 
 /// An open decoder of one stream.
 pub(crate) struct Decoder {
+    av: &'static Library,
     context: *mut ffi::AVCodecContext,
 }
 
@@ -71,25 +73,25 @@ unsafe impl Send for Decoder {}
 impl Decoder {
     /// Opens the decoder of a stream; `None` if this libav has none for its codec.
     pub fn open(input: &Input, stream: usize, max_pixels: u64) -> Result<Option<Self>, AvError> {
-        let stream = input.stream(stream);
+        let (av, stream) = (input.library(), input.stream(stream));
         // SAFETY: the stream and its parameters live as long as the input; every pointer is checked; the decoder is
         // freed by `Drop` on every way out.
         unsafe {
             let parameters = (*stream).codecpar;
-            let codec = ffi::avcodec_find_decoder((*parameters).codec_id);
+            let codec = av.avcodec_find_decoder((*parameters).codec_id);
             if codec.is_null() {
                 return Ok(None);
             }
-            let context = ffi::avcodec_alloc_context3(codec);
+            let context = av.avcodec_alloc_context3(codec);
             if context.is_null() {
                 return Err(OUT_OF_MEMORY);
             }
-            let decoder = Self { context };
-            AvError::check(ffi::avcodec_parameters_to_context(context, parameters))?;
+            let decoder = Self { av, context };
+            AvError::check(av.avcodec_parameters_to_context(context, parameters))?;
             (*context).pkt_timebase = (*stream).time_base;
             (*context).thread_count = 1;
             (*context).max_pixels = i64::try_from(max_pixels).unwrap_or(i64::MAX);
-            AvError::check(ffi::avcodec_open2(context, codec, ptr::null_mut()))?;
+            AvError::check(av.avcodec_open2(context, codec, ptr::null_mut()))?;
             Ok(Some(decoder))
         }
     }
@@ -102,21 +104,21 @@ impl Decoder {
                 Effort::Full => ffi::AVDiscard::DEFAULT,
                 Effort::ReferencesOnly => ffi::AVDiscard::NONREF,
             };
-            AvError::check(ffi::avcodec_send_packet(self.context, packet.raw)).map(|_| ())
+            AvError::check(self.av.avcodec_send_packet(self.context, packet.raw)).map(|_| ())
         }
     }
 
     /// Tells the decoder that no packet follows, so that it gives out the pictures it still holds.
     pub fn drain(&mut self) -> Result<(), AvError> {
         // SAFETY: the context is live; a null packet is libav's sign for the end.
-        let code = unsafe { ffi::avcodec_send_packet(self.context, ptr::null()) };
+        let code = unsafe { self.av.avcodec_send_packet(self.context, ptr::null()) };
         if code == ffi::AVERROR_EOF { Ok(()) } else { AvError::check(code).map(|_| ()) }
     }
 
     /// Takes the next picture; `false` if the decoder wants a packet or has ended.
     pub fn receive(&mut self, picture: &mut Picture) -> Result<bool, AvError> {
         // SAFETY: context and frame are live; libav replaces what the frame held.
-        let code = unsafe { ffi::avcodec_receive_frame(self.context, picture.raw) };
+        let code = unsafe { self.av.avcodec_receive_frame(self.context, picture.raw) };
         if code == ffi::AVERROR_EOF || code == ffi::AVERROR(libc::EAGAIN) {
             return Ok(false);
         }
@@ -126,13 +128,13 @@ impl Decoder {
     /// Forgets everything, for decoding from another place.
     pub fn flush(&mut self) {
         // SAFETY: the context is open.
-        unsafe { ffi::avcodec_flush_buffers(self.context) }
+        unsafe { self.av.avcodec_flush_buffers(self.context) }
     }
 }
 
 impl Drop for Decoder {
     fn drop(&mut self) {
         // SAFETY: the context came from `avcodec_alloc_context3` and is freed once.
-        unsafe { ffi::avcodec_free_context(&mut self.context) }
+        unsafe { self.av.avcodec_free_context(&mut self.context) }
     }
 }

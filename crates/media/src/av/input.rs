@@ -7,7 +7,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::ptr;
 
-use super::{AvError, OUT_OF_MEMORY, ffi, text};
+use super::{AvError, Library, OUT_OF_MEMORY, ffi, text};
 use crate::limits::Clock;
 use crate::{Limits, MediaError};
 
@@ -53,6 +53,7 @@ pub(crate) struct StreamInfo {
 
 /// A packet of the selected stream. It holds libav's packet, reused from read to read.
 pub(crate) struct Packet {
+    av: &'static Library,
     pub(super) raw: *mut ffi::AVPacket,
 }
 
@@ -61,10 +62,10 @@ unsafe impl Send for Packet {}
 
 impl Packet {
     /// An empty packet.
-    pub fn new() -> Result<Self, AvError> {
+    pub fn new(av: &'static Library) -> Result<Self, AvError> {
         // SAFETY: plain allocation, checked below.
-        let raw = unsafe { ffi::av_packet_alloc() };
-        if raw.is_null() { Err(OUT_OF_MEMORY) } else { Ok(Self { raw }) }
+        let raw = unsafe { av.av_packet_alloc() };
+        if raw.is_null() { Err(OUT_OF_MEMORY) } else { Ok(Self { av, raw }) }
     }
 
     fn raw(&self) -> &ffi::AVPacket {
@@ -121,7 +122,7 @@ impl Packet {
 impl Drop for Packet {
     fn drop(&mut self) {
         // SAFETY: `raw` came from `av_packet_alloc` and is freed once.
-        unsafe { ffi::av_packet_free(&mut self.raw) }
+        unsafe { self.av.av_packet_free(&mut self.raw) }
     }
 }
 
@@ -140,6 +141,7 @@ impl OpenError {
 
 /// An open container.
 pub(crate) struct Input {
+    av: &'static Library,
     pub(super) context: *mut ffi::AVFormatContext,
     io: *mut ffi::AVIOContext,
     source: *mut Source,
@@ -151,10 +153,18 @@ unsafe impl Send for Input {}
 impl Input {
     /// Reads a container's header with the demuxer of that name. The error says whether libav gave up, or the reader
     /// behind it (deadline, system).
-    pub fn open(file: File, size: u64, demuxer: &str, limits: &Limits, clock: Clock) -> Result<Self, OpenError> {
-        super::init(limits.max_alloc_bytes);
+    pub fn open(
+        av: &'static Library,
+        file: File,
+        size: u64,
+        demuxer: &str,
+        limits: &Limits,
+        clock: Clock,
+    ) -> Result<Self, OpenError> {
+        // SAFETY: the call only stores a number.
+        unsafe { av.av_max_alloc(limits.max_alloc_bytes) };
         let source = Box::new(Source { file, size, position: 0, clock, is_over: false, error: None });
-        let mut input = Self { context: ptr::null_mut(), io: ptr::null_mut(), source: Box::into_raw(source) };
+        let mut input = Self { av, context: ptr::null_mut(), io: ptr::null_mut(), source: Box::into_raw(source) };
         match input.read_header(demuxer, limits) {
             Ok(()) => Ok(input),
             Err(error) => Err(OpenError { error, input }),
@@ -164,7 +174,7 @@ impl Input {
     fn read_header(&mut self, demuxer: &str, limits: &Limits) -> Result<(), AvError> {
         let name = CString::new(demuxer).map_err(|_| OUT_OF_MEMORY)?;
         // SAFETY: `name` is zero-terminated; the result is a static description or null.
-        let format = unsafe { ffi::av_find_input_format(name.as_ptr()) };
+        let format = unsafe { self.av.av_find_input_format(name.as_ptr()) };
         if format.is_null() {
             return Err(AvError(ffi::AVERROR_DEMUXER_NOT_FOUND));
         }
@@ -172,11 +182,11 @@ impl Input {
         // reader context because `Drop` frees it last; every pointer is checked before use. On failure
         // `avformat_open_input` frees the context and sets it to null, and leaves our reader to `Drop`.
         unsafe {
-            let buffer = ffi::av_malloc(IO_BUFFER).cast::<u8>();
+            let buffer = self.av.av_malloc(IO_BUFFER).cast::<u8>();
             if buffer.is_null() {
                 return Err(OUT_OF_MEMORY);
             }
-            self.io = ffi::avio_alloc_context(
+            self.io = self.av.avio_alloc_context(
                 buffer,
                 IO_BUFFER as c_int,
                 0,
@@ -186,10 +196,10 @@ impl Input {
                 Some(seek_source),
             );
             if self.io.is_null() {
-                ffi::av_free(buffer.cast::<c_void>());
+                self.av.av_free(buffer.cast::<c_void>());
                 return Err(OUT_OF_MEMORY);
             }
-            let mut context = ffi::avformat_alloc_context();
+            let mut context = self.av.avformat_alloc_context();
             if context.is_null() {
                 return Err(OUT_OF_MEMORY);
             }
@@ -200,7 +210,7 @@ impl Input {
                 ffi::AVIOInterruptCB { callback: Some(is_interrupted), opaque: self.source.cast::<c_void>() };
             (*context).max_streams = c_int::try_from(limits.max_streams).unwrap_or(c_int::MAX);
             (*context).probesize = i64::try_from(limits.probe_bytes).unwrap_or(i64::MAX).max(32);
-            let code = ffi::avformat_open_input(&mut context, c"".as_ptr(), format, ptr::null_mut());
+            let code = self.av.avformat_open_input(&mut context, c"".as_ptr(), format, ptr::null_mut());
             AvError::check(code)?;
             self.context = context;
         }
@@ -210,13 +220,18 @@ impl Input {
     /// Reads ahead until every stream's parameters are known, for containers whose headers do not say enough.
     pub fn find_stream_info(&mut self) -> Result<(), AvError> {
         // SAFETY: the context is open; libav accepts null for the options of all streams.
-        AvError::check(unsafe { ffi::avformat_find_stream_info(self.context, ptr::null_mut()) })?;
+        AvError::check(unsafe { self.av.avformat_find_stream_info(self.context, ptr::null_mut()) })?;
         Ok(())
     }
 
     /// What the headers say of every stream.
     pub fn streams(&self) -> Vec<StreamInfo> {
         (0..self.num_streams()).map(|index| self.stream_info(index)).collect()
+    }
+
+    /// The libav that it was opened with.
+    pub fn library(&self) -> &'static Library {
+        self.av
     }
 
     /// Streams in the container.
@@ -242,7 +257,7 @@ impl Input {
                 index,
                 is_video: parameters.codec_type == ffi::AVMediaType::VIDEO && !is_picture,
                 is_default: stream.disposition & ffi::AV_DISPOSITION_DEFAULT as c_int != 0,
-                codec: text(ffi::avcodec_get_name(parameters.codec_id)),
+                codec: text(self.av.avcodec_get_name(parameters.codec_id)),
                 width: parameters.width.into(),
                 height: parameters.height.into(),
                 time_base: (stream.time_base.num.into(), stream.time_base.den.into()),
@@ -266,8 +281,8 @@ impl Input {
     pub fn read(&mut self, packet: &mut Packet) -> Result<bool, AvError> {
         // SAFETY: the context is open and the packet is live; libav replaces what the packet held.
         let code = unsafe {
-            ffi::av_packet_unref(packet.raw);
-            ffi::av_read_frame(self.context, packet.raw)
+            self.av.av_packet_unref(packet.raw);
+            self.av.av_read_frame(self.context, packet.raw)
         };
         if code == ffi::AVERROR_EOF {
             return Ok(false);
@@ -278,8 +293,9 @@ impl Input {
     /// Moves to the last place at or before `timestamp` (ticks of stream `index`) from which decoding can start.
     pub fn seek(&mut self, index: usize, timestamp: i64) -> Result<(), AvError> {
         // SAFETY: the context is open.
-        let code =
-            unsafe { ffi::av_seek_frame(self.context, index as c_int, timestamp, ffi::AVSEEK_FLAG_BACKWARD as c_int) };
+        let code = unsafe {
+            self.av.av_seek_frame(self.context, index as c_int, timestamp, ffi::AVSEEK_FLAG_BACKWARD as c_int)
+        };
         AvError::check(code).map(|_| ())
     }
 
@@ -300,11 +316,11 @@ impl Drop for Input {
         // the source that it points to. libav may have replaced the buffer, so it is freed through the reader.
         unsafe {
             if !self.context.is_null() {
-                ffi::avformat_close_input(&mut self.context);
+                self.av.avformat_close_input(&mut self.context);
             }
             if !self.io.is_null() {
-                ffi::av_freep((&raw mut (*self.io).buffer).cast::<c_void>());
-                ffi::avio_context_free(&mut self.io);
+                self.av.av_freep((&raw mut (*self.io).buffer).cast::<c_void>());
+                self.av.avio_context_free(&mut self.io);
             }
             drop(Box::from_raw(self.source));
         }

@@ -1,19 +1,22 @@
-//! Owns every contact with libav: demuxing over our own reader, decoding, colour conversion, encoding, muxing.
+//! Owns every contact with libav: opening its libraries, demuxing over our own reader, decoding, colour conversion,
+//! encoding, muxing.
 //! It refuses to let a libav type out: what leaves this module is plain Rust, and all of its `unsafe` stands here.
 
 mod color;
 mod decoder;
 mod input;
+mod library;
 mod output;
 
 pub(crate) use color::Converter;
 pub(crate) use decoder::{Decoder, Effort, Picture};
 pub(crate) use input::{Input, Packet, StreamInfo};
+pub(crate) use library::Library;
+pub use library::{LibavLibrary, libav_libraries};
 pub(crate) use output::{Output, OutputOptions};
 
 use ffmpeg_sys_the_third as ffi;
 use std::ffi::{CStr, c_char, c_int};
-use std::sync::Once;
 
 /// A libav error code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,10 +36,11 @@ impl AvError {
 
 impl std::fmt::Display for AvError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Ok(av) = Library::get() else { return write!(f, "libav's error {}", self.0) };
         let mut text = [0 as c_char; 128];
         // SAFETY: the buffer is as long as stated, and libav always ends it with a zero.
         let text = unsafe {
-            ffi::av_strerror(self.0, text.as_mut_ptr(), text.len());
+            av.av_strerror(self.0, text.as_mut_ptr(), text.len());
             CStr::from_ptr(text.as_ptr())
         };
         f.write_str(&text.to_string_lossy().to_lowercase())
@@ -45,16 +49,6 @@ impl std::fmt::Display for AvError {
 
 /// The error for an allocation that libav did not give.
 const OUT_OF_MEMORY: AvError = AvError(ffi::AVERROR(libc::ENOMEM));
-
-/// Sets libav's process-wide state: silence on stderr, and the bound on one allocation.
-fn init(max_alloc_bytes: usize) {
-    static SILENCE: Once = Once::new();
-    // SAFETY: both calls only store a number.
-    unsafe {
-        SILENCE.call_once(|| ffi::av_log_set_level(ffi::AV_LOG_QUIET as c_int));
-        ffi::av_max_alloc(max_alloc_bytes);
-    }
-}
 
 /// A libav name as a string; empty for null.
 ///

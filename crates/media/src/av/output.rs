@@ -5,7 +5,7 @@ use std::ffi::{CString, c_int};
 use std::path::Path;
 use std::ptr;
 
-use super::{AvError, OUT_OF_MEMORY, ffi};
+use super::{AvError, Library, OUT_OF_MEMORY, ffi};
 use crate::RgbImage;
 
 /// How a file is to be written.
@@ -33,6 +33,7 @@ pub(crate) struct OutputOptions<'a> {
 
 /// A file being written.
 pub(crate) struct Output {
+    av: &'static Library,
     context: *mut ffi::AVFormatContext,
     encoder: *mut ffi::AVCodecContext,
     frame: *mut ffi::AVFrame,
@@ -46,24 +47,26 @@ unsafe impl Send for Output {}
 
 impl Output {
     /// The first of `names` that this libav can encode with.
-    pub fn find_encoder<'a>(names: &[&'a str]) -> Option<&'a str> {
+    pub fn find_encoder<'a>(av: &Library, names: &[&'a str]) -> Option<&'a str> {
         names.iter().copied().find(|name| {
             // SAFETY: the name is zero-terminated for the length of the call.
-            CString::new(*name).is_ok_and(|name| unsafe { !ffi::avcodec_find_encoder_by_name(name.as_ptr()).is_null() })
+            CString::new(*name).is_ok_and(|name| unsafe { !av.avcodec_find_encoder_by_name(name.as_ptr()).is_null() })
         })
     }
 
     /// Opens the file, whose container follows from its name, and the encoder.
-    pub fn open(path: &Path, options: &OutputOptions<'_>) -> Result<Self, AvError> {
-        super::init(256 << 20);
+    pub fn open(av: &'static Library, path: &Path, options: &OutputOptions<'_>) -> Result<Self, AvError> {
+        // SAFETY: the call only stores a number.
+        unsafe { av.av_max_alloc(256 << 20) };
         let invalid = AvError(ffi::AVERROR(libc::EINVAL));
-        let name = Self::find_encoder(options.encoders).ok_or(AvError(ffi::AVERROR_ENCODER_NOT_FOUND))?;
+        let name = Self::find_encoder(av, options.encoders).ok_or(AvError(ffi::AVERROR_ENCODER_NOT_FOUND))?;
         let name = CString::new(name).map_err(|_| invalid)?;
         let path = path.to_str().ok_or(invalid)?;
         // `file:` keeps libav from reading a protocol into the name.
         let url = CString::new(format!("file:{path}")).map_err(|_| invalid)?;
         let pixel_format = CString::new(options.pixel_format).map_err(|_| invalid)?;
         let mut output = Self {
+            av,
             context: ptr::null_mut(),
             encoder: ptr::null_mut(),
             frame: ptr::null_mut(),
@@ -74,20 +77,20 @@ impl Output {
         // SAFETY: every pointer is checked before use, strings outlive the calls, and `Drop` frees what was made on
         // every way out.
         unsafe {
-            AvError::check(ffi::avformat_alloc_output_context2(
+            AvError::check(av.avformat_alloc_output_context2(
                 &mut output.context,
                 ptr::null(),
                 ptr::null(),
                 url.as_ptr(),
             ))?;
-            let codec = ffi::avcodec_find_encoder_by_name(name.as_ptr());
-            output.encoder = ffi::avcodec_alloc_context3(codec);
-            output.frame = ffi::av_frame_alloc();
-            output.packet = ffi::av_packet_alloc();
+            let codec = av.avcodec_find_encoder_by_name(name.as_ptr());
+            output.encoder = av.avcodec_alloc_context3(codec);
+            output.frame = av.av_frame_alloc();
+            output.packet = av.av_packet_alloc();
             if output.encoder.is_null() || output.frame.is_null() || output.packet.is_null() {
                 return Err(OUT_OF_MEMORY);
             }
-            let format = ffi::av_get_pix_fmt(pixel_format.as_ptr());
+            let format = av.av_get_pix_fmt(pixel_format.as_ptr());
             let encoder = &mut *output.encoder;
             encoder.width = c_int::try_from(options.width).map_err(|_| invalid)?;
             encoder.height = c_int::try_from(options.height).map_err(|_| invalid)?;
@@ -105,24 +108,24 @@ impl Output {
             if container.flags & ffi::AVFMT_GLOBALHEADER as c_int != 0 {
                 encoder.flags |= ffi::AV_CODEC_FLAG_GLOBAL_HEADER as c_int;
             }
-            let opened = open_encoder(output.encoder, codec, options.options);
+            let opened = open_encoder(av, output.encoder, codec, options.options);
             AvError::check(opened)?;
-            let stream = ffi::avformat_new_stream(output.context, ptr::null());
+            let stream = av.avformat_new_stream(output.context, ptr::null());
             if stream.is_null() {
                 return Err(OUT_OF_MEMORY);
             }
-            AvError::check(ffi::avcodec_parameters_from_context((*stream).codecpar, output.encoder))?;
+            AvError::check(av.avcodec_parameters_from_context((*stream).codecpar, output.encoder))?;
             (*stream).time_base = (*output.encoder).time_base;
             (*stream).avg_frame_rate = (*output.encoder).framerate;
-            AvError::check(ffi::avio_open(&mut (*output.context).pb, url.as_ptr(), ffi::AVIO_FLAG_WRITE as c_int))?;
-            AvError::check(ffi::avformat_write_header(output.context, ptr::null_mut()))?;
+            AvError::check(av.avio_open(&mut (*output.context).pb, url.as_ptr(), ffi::AVIO_FLAG_WRITE as c_int))?;
+            AvError::check(av.avformat_write_header(output.context, ptr::null_mut()))?;
             output.is_header_written = true;
 
             (*output.frame).width = (*output.encoder).width;
             (*output.frame).height = (*output.encoder).height;
             (*output.frame).format = format.0;
-            AvError::check(ffi::av_frame_get_buffer(output.frame, 0))?;
-            output.scaler = ffi::sws_getContext(
+            AvError::check(av.av_frame_get_buffer(output.frame, 0))?;
+            output.scaler = av.sws_getContext(
                 (*output.encoder).width,
                 (*output.encoder).height,
                 ffi::AVPixelFormat::RGB24,
@@ -149,8 +152,8 @@ impl Output {
         // SAFETY: the caller checked the picture's size against the encoder's; the frame is made writable before the
         // scaler writes to it.
         unsafe {
-            AvError::check(ffi::av_frame_make_writable(self.frame))?;
-            AvError::check(ffi::sws_scale(
+            AvError::check(self.av.av_frame_make_writable(self.frame))?;
+            AvError::check(self.av.sws_scale(
                 self.scaler,
                 planes.as_ptr(),
                 strides.as_ptr(),
@@ -160,7 +163,7 @@ impl Output {
                 (*self.frame).linesize.as_ptr(),
             ))?;
             (*self.frame).pts = pts;
-            AvError::check(ffi::avcodec_send_frame(self.encoder, self.frame))?;
+            AvError::check(self.av.avcodec_send_frame(self.encoder, self.frame))?;
         }
         self.write_packets()
     }
@@ -168,12 +171,12 @@ impl Output {
     /// Writes what the encoder holds and the container's end.
     pub fn finish(mut self) -> Result<(), AvError> {
         // SAFETY: the encoder and the container are open; a null frame is libav's sign for the end.
-        unsafe { AvError::check(ffi::avcodec_send_frame(self.encoder, ptr::null()))? };
+        unsafe { AvError::check(self.av.avcodec_send_frame(self.encoder, ptr::null()))? };
         self.write_packets()?;
         // SAFETY: as above; the writer is closed once here, and `Drop` sees null.
         unsafe {
-            AvError::check(ffi::av_write_trailer(self.context))?;
-            AvError::check(ffi::avio_closep(&mut (*self.context).pb))?;
+            AvError::check(self.av.av_write_trailer(self.context))?;
+            AvError::check(self.av.avio_closep(&mut (*self.context).pb))?;
         }
         Ok(())
     }
@@ -182,15 +185,15 @@ impl Output {
         loop {
             // SAFETY: encoder, packet and container are live; the muxer takes over the packet's data.
             unsafe {
-                let code = ffi::avcodec_receive_packet(self.encoder, self.packet);
+                let code = self.av.avcodec_receive_packet(self.encoder, self.packet);
                 if code == ffi::AVERROR_EOF || code == ffi::AVERROR(libc::EAGAIN) {
                     return Ok(());
                 }
                 AvError::check(code)?;
                 let stream = *(*self.context).streams;
-                ffi::av_packet_rescale_ts(self.packet, (*self.encoder).time_base, (*stream).time_base);
+                self.av.av_packet_rescale_ts(self.packet, (*self.encoder).time_base, (*stream).time_base);
                 (*self.packet).stream_index = 0;
-                AvError::check(ffi::av_interleaved_write_frame(self.context, self.packet))?;
+                AvError::check(self.av.av_interleaved_write_frame(self.context, self.packet))?;
             }
         }
     }
@@ -200,15 +203,15 @@ impl Drop for Output {
     fn drop(&mut self) {
         // SAFETY: each pointer is null or owned by `self` and freed once.
         unsafe {
-            ffi::sws_freeContext(self.scaler);
-            ffi::av_packet_free(&mut self.packet);
-            ffi::av_frame_free(&mut self.frame);
-            ffi::avcodec_free_context(&mut self.encoder);
+            self.av.sws_freeContext(self.scaler);
+            self.av.av_packet_free(&mut self.packet);
+            self.av.av_frame_free(&mut self.frame);
+            self.av.avcodec_free_context(&mut self.encoder);
             if !self.context.is_null() {
                 if !(*self.context).pb.is_null() {
-                    ffi::avio_closep(&mut (*self.context).pb);
+                    self.av.avio_closep(&mut (*self.context).pb);
                 }
-                ffi::avformat_free_context(self.context);
+                self.av.avformat_free_context(self.context);
             }
         }
     }
@@ -219,6 +222,7 @@ impl Drop for Output {
 /// # Safety
 /// `encoder` is a fresh context for `codec`.
 unsafe fn open_encoder(
+    av: &Library,
     encoder: *mut ffi::AVCodecContext,
     codec: *const ffi::AVCodec,
     options: &[(&str, String)],
@@ -229,13 +233,13 @@ unsafe fn open_encoder(
             return ffi::AVERROR(libc::EINVAL);
         };
         // SAFETY: libav copies both strings; a null dictionary is an empty one.
-        unsafe { ffi::av_dict_set(&mut dictionary, name.as_ptr(), value.as_ptr(), 0) };
+        unsafe { av.av_dict_set(&mut dictionary, name.as_ptr(), value.as_ptr(), 0) };
     }
     // SAFETY: as the caller promised; libav leaves the options that it did not use in the dictionary.
     unsafe {
-        let code = ffi::avcodec_open2(encoder, codec, &mut dictionary);
-        let num_unused = ffi::av_dict_count(dictionary);
-        ffi::av_dict_free(&mut dictionary);
+        let code = av.avcodec_open2(encoder, codec, &mut dictionary);
+        let num_unused = av.av_dict_count(dictionary);
+        av.av_dict_free(&mut dictionary);
         if code >= 0 && num_unused > 0 { ffi::AVERROR_OPTION_NOT_FOUND } else { code }
     }
 }
