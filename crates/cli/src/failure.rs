@@ -126,7 +126,7 @@ fn exit_of(error: &(dyn Error + 'static)) -> Exit {
     if let Some(error) = error.downcast_ref::<media::MediaError>() {
         return match error {
             media::MediaError::BadRequest { .. } => Exit::Usage,
-            media::MediaError::Encode { .. } => Exit::Failed,
+            media::MediaError::Encode { .. } | media::MediaError::NoLibav { .. } => Exit::Failed,
             _ => Exit::Data,
         };
     }
@@ -222,6 +222,9 @@ mod tests {
         assert_eq!(exit_of(&media::MediaError::BadRequest { detail: String::new() }), Exit::Usage);
         let record = data::DataError::Media { id: "1".into(), source: Box::new(missing()) };
         assert_eq!(exit_of(&infer::InferError::Data(record)), Exit::Data);
+        let no_libav = || media::MediaError::NoLibav { detail: String::new(), hint: String::new() };
+        assert_eq!(exit_of(&no_libav()), Exit::Failed);
+        assert_eq!(exit_of(&data::DataError::Media { id: "1".into(), source: Box::new(no_libav()) }), Exit::Failed);
         assert_eq!(exit_of(&hub::HubError::BadModelSpec { spec: "x".into() }), Exit::Usage);
         assert_eq!(exit_of(&hub::HubError::NoCacheDir), Exit::Failed);
         assert_eq!(exit_of(&CliError::usage("a", "b")), Exit::Usage);

@@ -238,7 +238,12 @@ impl DataError {
 
     /// Whether the cause is one record or its media, so that a run may go on without it under `on_bad_media: skip`.
     pub fn is_one_record(&self) -> bool {
-        matches!(self, Self::Record(_) | Self::Media { .. } | Self::Download { .. })
+        match self {
+            // Without libav no record with a video could be read: nothing is wrong with this one.
+            Self::Media { source, .. } => !matches!(**source, media::MediaError::NoLibav { .. }),
+            Self::Record(_) | Self::Download { .. } => true,
+            _ => false,
+        }
     }
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {

@@ -184,6 +184,7 @@ fn environment(as_json: bool) -> Result<ExitCode> {
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
     let env = HubEnv::from_env();
     let memory = memory_bytes();
+    let libav = media::libav_libraries();
     let facts = json!({
         "version": env!("CARGO_PKG_VERSION"),
         "system": format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -192,6 +193,8 @@ fn environment(as_json: bool) -> Result<ExitCode> {
         "processor": processor_features(),
         "memory_bytes": memory,
         "devices": ["cpu"],
+        "libav": libav.as_ref().ok().map(|libraries| libraries.iter().map(library).collect::<Vec<_>>()),
+        "libav_error": libav.as_ref().err().map(ToString::to_string),
         "hub_cache": env.as_ref().ok().map(|env| env.hub_cache.clone()),
         "media_cache": env.as_ref().ok().map(|env| env.own_cache.clone()),
         "hub_endpoint": env.as_ref().ok().map(|env| env.endpoint.clone()),
@@ -206,6 +209,11 @@ fn environment(as_json: bool) -> Result<ExitCode> {
     if let Value::Object(facts) = &facts {
         for (name, value) in facts {
             let shown = match value {
+                Value::Null if name == "libav_error" => continue,
+                Value::Array(items) if name == "libav" => {
+                    items.iter().map(shown_library).collect::<Vec<_>>().join(", ")
+                }
+                Value::Null if name == "libav" => "none: commands that read or write videos will fail".to_owned(),
                 Value::String(text) => text.clone(),
                 Value::Null => "unknown".to_owned(),
                 Value::Number(n) if name == "memory_bytes" => crate::console::bytes(n.as_u64().unwrap_or_default()),
@@ -218,6 +226,15 @@ fn environment(as_json: bool) -> Result<ExitCode> {
     }
     output::write(None, text.as_bytes())?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn library(library: &media::LibavLibrary) -> Value {
+    json!({ "name": library.name, "version": library.version, "file": library.file })
+}
+
+fn shown_library(library: &Value) -> String {
+    let text = |key: &str| library.get(key).and_then(Value::as_str).unwrap_or_default();
+    format!("{} {}", text("name"), text("version"))
 }
 
 /// Instruction sets that the kernels use where they are there.

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are outside `#[test]` functions.
 
 mod data;
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+mod libav;
 mod model;
 mod run;
 mod usage;
@@ -35,13 +37,19 @@ impl Run {
 
 /// Runs the binary with these arguments, without any variable of the caller that could change it.
 fn vidtune<A: AsRef<str>>(args: &[A]) -> Run {
+    vidtune_with(args, &[])
+}
+
+/// The same with variables of the test's own.
+fn vidtune_with<A: AsRef<str>>(args: &[A], variables: &[(&str, &str)]) -> Run {
     let home = tempfile::tempdir().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_vidtune"));
     command.args(args.iter().map(AsRef::as_ref)).stdin(Stdio::null());
     for name in ["HF_HOME", "HF_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "XDG_CACHE_HOME"] {
         command.env_remove(name);
     }
-    let output = command.env("HOME", home.path()).env("HF_HUB_OFFLINE", "1").output().unwrap();
+    command.env("HOME", home.path()).env("HF_HUB_OFFLINE", "1").envs(variables.iter().copied());
+    let output = command.output().unwrap();
     Run {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
