@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::time::Instant;
 
-use crate::{FrameCount, FrameRule, Limits, MediaError, SampleSpec, decode_frames, index_video, sample_indices};
+use crate::{
+    FrameCount, FrameRule, Limits, MediaError, SampleSpec, decode_frames, index_video, libav_libraries, sample_indices,
+};
 
 /// Times of one benchmark, on one thread.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +39,8 @@ pub fn bench_decode(path: &Path, num_frames: usize, repeats: usize) -> Result<De
     if repeats == 0 {
         return Err(MediaError::BadRequest { detail: "0 repeats are wanted".into() });
     }
+    // libav is opened once in a process: that is no clip's time.
+    libav_libraries()?;
     let limits = Limits::default();
     let spec = SampleSpec::new(FrameRule::Transformers, FrameCount::Num(num_frames));
     let (mut seconds, mut cpu_seconds, mut index_seconds) = (Vec::new(), Vec::new(), Vec::new());
