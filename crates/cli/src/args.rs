@@ -135,6 +135,8 @@ impl Common {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Train and judge a tiny model on generated videos, from nothing to a report
+    Demo(DemoArgs),
     /// Train a model as a plan file says
     Train(TrainArgs),
     /// Show what a plan would run, and refuse what cannot work
@@ -155,6 +157,14 @@ pub enum Command {
     Init(InitArgs),
     /// Report the environment, or compare a checkpoint with the reference implementation
     Doctor(DoctorArgs),
+}
+
+/// `vidtune demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Folder for clips, models and the report; must not hold anything yet
+    #[arg(long, value_name = "DIR", default_value = "vidtune-demo")]
+    pub out: PathBuf,
 }
 
 /// `vidtune train`.
@@ -640,6 +650,8 @@ mod tests {
     fn lines_of_the_contract_are_understood() {
         for line in [
             "vidtune train p.yaml train.max_steps=3 --dry-run",
+            "vidtune demo",
+            "vidtune demo --out d",
             "vidtune train p.yaml --resume auto",
             "vidtune plan p.yaml model.path=x",
             "vidtune eval p.yaml --out r.json",

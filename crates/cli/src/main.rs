@@ -4,6 +4,7 @@
 mod args;
 mod commands;
 mod console;
+mod demo;
 mod failure;
 mod model_args;
 mod output;
@@ -31,6 +32,7 @@ fn main() -> ExitCode {
 fn run(cli: &Cli, console: &Console) -> anyhow::Result<ExitCode> {
     let common = &cli.common;
     match &cli.command {
+        Command::Demo(args) => commands::demo::run(args, console),
         Command::Train(args) => commands::train::run(args, common, console),
         Command::Plan(args) => commands::plan::run(args, common, console),
         Command::Eval(args) => commands::eval::run(args, common, console),

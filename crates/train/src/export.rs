@@ -159,12 +159,13 @@ fn python(plan: &Plan, folder: &Path, kind: ModelKind) -> String {
     )
 }
 
-fn quoted_path(path: &Path) -> String {
+/// A path as a POSIX shell takes it.
+pub fn quoted_path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
 
 /// A word as a POSIX shell takes it.
-fn quoted(word: &str) -> String {
+pub fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:@%=,".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
         word.to_owned()

@@ -5,6 +5,7 @@ pub mod bench_step;
 pub mod data_check;
 pub mod data_frames;
 pub mod data_preview;
+pub mod demo;
 pub mod doctor;
 pub mod eval;
 pub mod generate;

@@ -54,7 +54,7 @@ pub fn overrides(given: &[String], common: &Common) -> Vec<String> {
 }
 
 /// A flag that the first interrupt raises; the second one ends the process at once.
-fn stop_on_signals() -> Result<Arc<AtomicBool>> {
+pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register_conditional_shutdown(signal, 128 + signal, Arc::clone(&stop))?;
@@ -63,7 +63,8 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>> {
     Ok(stop)
 }
 
-fn show(event: &Event<'_>, console: &Console) {
+/// Tells an event of a run.
+pub fn show(event: &Event<'_>, console: &Console) {
     match event {
         Event::Notice(text) => console.message(crate::console::Level::Warning, text, None),
         Event::Ready { parts, records, num_steps, steps_done } => {

@@ -95,9 +95,8 @@ mod tests {
     fn shapes_cover_areas_that_tell_them_apart() {
         let area = |shape| {
             let side = 40_u32;
-            let total: f64 = (0..side * side)
-                .map(|at| coverage(shape, at % side, at / side, (20.0, 20.0), (20.0, 20.0)))
-                .sum();
+            let total: f64 =
+                (0..side * side).map(|at| coverage(shape, at % side, at / side, (20.0, 20.0), (20.0, 20.0))).sum();
             total / f64::from(side * side)
         };
         assert!((area(Shape::Circle) - std::f64::consts::PI / 4.0).abs() < 0.01);

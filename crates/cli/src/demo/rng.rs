@@ -11,9 +11,9 @@ impl Rng {
     /// A stream of its own for every pair of seed and purpose.
     pub fn new(seed: u64, purpose: &str) -> Rng {
         // FNV-1a keeps streams of different purposes apart without anyone having to number them.
-        let hash = purpose.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-        });
+        let hash = purpose
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3));
         let mut rng = Rng { state: seed ^ hash };
         rng.next();
         rng

@@ -6,7 +6,7 @@ use super::rng::Rng;
 
 /// Cells along each side of the picture. The grid is a ring in both directions: who leaves on one side comes back on the other,
 /// so no place and no edge tells where a shape came from.
-pub const GRID: usize = 4;
+pub const GRID: usize = 3;
 
 /// Moments of a clip. Each is held for several frames of the file, so that every rule of choosing frames sees the same moments.
 pub const MOMENTS: usize = 4;
@@ -38,6 +38,17 @@ impl Colour {
             Colour::Blue => "blue",
             Colour::Yellow => "yellow",
             Colour::Purple => "purple",
+        }
+    }
+
+    /// Its place in the rainbow.
+    pub fn rainbow(self) -> usize {
+        match self {
+            Colour::Red => 0,
+            Colour::Yellow => 1,
+            Colour::Green => 2,
+            Colour::Blue => 3,
+            Colour::Purple => 4,
         }
     }
 
@@ -167,7 +178,7 @@ pub struct Object {
 pub enum Kind {
     /// One to four shapes that stay where they are.
     Still,
-    /// One shape that moves, or two that cross in opposite directions.
+    /// One shape or several that move along parallel lanes.
     Motion,
     /// Three shapes that appear in turn, over and over, one at a time.
     Turns,
@@ -195,16 +206,15 @@ impl Scene {
         scene
     }
 
-    /// One shape that moves in `direction`, or two that cross: the second moves the other way on a neighbouring lane.
-    /// Where each one starts is drawn from the whole ring and does not depend on the direction.
+    /// Up to [`GRID`] shapes, each on a lane of its own: the first moves in `direction`, every other one that way or the opposite
+    /// one, so that many cross. Where each one starts is drawn from the whole ring and does not depend on the direction.
     pub fn motion(rng: &mut Rng, direction: Direction, num_objects: usize) -> Scene {
         let lanes = rng.sample(&std::array::from_fn::<usize, GRID, _>(|lane| lane), num_objects);
         let mut scene = Scene::blank(rng, Kind::Motion, num_objects);
         for (index, (object, lane)) in scene.objects.iter_mut().zip(lanes).enumerate() {
             let start = rng.below(GRID);
-            let direction = if index % 2 == 0 { direction } else { direction.opposite() };
-            let first =
-                if direction.is_horizontal() { Cell { x: start, y: lane } } else { Cell { x: lane, y: start } };
+            let direction = if index == 0 || rng.coin() { direction } else { direction.opposite() };
+            let first = if direction.is_horizontal() { Cell { x: start, y: lane } } else { Cell { x: lane, y: start } };
             object.cells = std::array::from_fn(|moment| Some(direction.advance(first, moment)));
             object.direction = Some(direction);
         }
@@ -236,6 +246,7 @@ impl Scene {
     }
 
     /// Under [`Kind::Turns`]: the one that comes right after `index`, and the one right before it.
+    #[cfg(test)]
     pub fn neighbours(&self, index: usize) -> (usize, usize) {
         let count = self.objects.len();
         ((index + 1) % count, (index + count - 1) % count)
@@ -275,11 +286,8 @@ mod tests {
 
     /// What a clip shows, without what only decorates it.
     fn outline(scene: &Scene) -> Vec<(Colour, Shape, [Option<Cell>; MOMENTS], Option<Direction>)> {
-        let mut rows: Vec<_> = scene
-            .objects
-            .iter()
-            .map(|object| (object.colour, object.shape, object.cells, object.direction))
-            .collect();
+        let mut rows: Vec<_> =
+            scene.objects.iter().map(|object| (object.colour, object.shape, object.cells, object.direction)).collect();
         rows.sort();
         rows
     }
@@ -301,14 +309,14 @@ mod tests {
     fn a_motion_played_backwards_is_drawn_equally_often() {
         let mut rng = Rng::new(2, "test");
         let mut counts: BTreeMap<_, i64> = BTreeMap::new();
-        let draws = 64_000;
+        let draws = 4000 * GRID * GRID;
         for _ in 0..draws {
             let direction = rng.pick(&Direction::ALL);
             let scene = Scene::motion(&mut rng, direction, 1);
             *counts.entry((scene.objects[0].cells, scene.objects[0].direction)).or_default() += 1;
         }
-        // Four directions, four lanes, four starts.
-        assert_eq!(counts.len(), 64);
+        // Four directions, and each lane and start of the grid.
+        assert_eq!(counts.len(), 4 * GRID * GRID);
         for ((cells, direction), count) in &counts {
             let mut backwards = *cells;
             backwards.reverse();
@@ -345,7 +353,7 @@ mod tests {
         let mut rng = Rng::new(4, "test");
         for pair in [Direction::Left, Direction::Up] {
             let mut counts = [[[0_i64; GRID * GRID]; MOMENTS]; 2];
-            let draws = 16_000;
+            let draws = 1000 * GRID * GRID;
             for _ in 0..draws {
                 for (side, direction) in [pair, pair.opposite()].into_iter().enumerate() {
                     let scene = Scene::motion(&mut rng, direction, 2);
@@ -372,7 +380,13 @@ mod tests {
             let (after, _) = scene.neighbours(asked);
             for (moment, row) in counts.iter_mut().enumerate() {
                 let shown = scene.shown_at(moment).unwrap();
-                row[if shown == asked { 0 } else if shown == after { 1 } else { 2 }] += 1;
+                row[if shown == asked {
+                    0
+                } else if shown == after {
+                    1
+                } else {
+                    2
+                }] += 1;
             }
         }
         // Mean 4000, deviation 52.

@@ -5,7 +5,7 @@ use crate::{line, vidtune};
 #[test]
 fn help_and_version_go_to_stdout() {
     let help = line("--help", &[]).expect(0);
-    for command in ["train", "plan", "eval", "score", "generate", "data", "bench", "init", "doctor"] {
+    for command in ["demo", "train", "plan", "eval", "score", "generate", "data", "bench", "init", "doctor"] {
         assert!(help.stdout.contains(&format!("\n  {command} ")), "{}", help.stdout);
     }
     assert!(help.stderr.is_empty());
