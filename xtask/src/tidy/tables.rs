@@ -37,6 +37,7 @@ const EXTERNALS: &[External] = &[
     External { name: "image-webp", users: &["media"], why: "still images" },
     External { name: "png", users: &["media"], why: "still images in and out" },
     External { name: "clap", users: &["cli"], why: "the command line" },
+    External { name: "base64", users: &["cli"], why: "pictures inside of the demo's one-page report" },
     External { name: "signal-hook", users: &["cli"], why: "stop requests" },
     External { name: "saphyr-parser", users: &["train"], why: "YAML with places" },
     External { name: "strsim", users: &["train"], why: "suggestions for misspelt keys" },
