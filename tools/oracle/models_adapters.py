@@ -1,6 +1,6 @@
 """PEFT adapters for the folders of fixtures/models and what `peft` computes with them.
 
-    python tools/oracle/models_adapters.py [folder ...]
+    python tools/oracle/models_adapters.py [folder ...] [folder/adapter ...]
 
 Each `FOLDER/adapters/NAME/` holds `adapter_config.json` and `adapter_model.safetensors` as peft saves them,
 `expected.safetensors` (logits, loss, gradients, merged weights) and `expected.json`. Run models_ref.py first.
@@ -42,6 +42,38 @@ ADAPTERS = {
             },
             True,
         ),
+        # Any ending of a path names a module to save: this one is also `post_layernorm`, `input_layernorm` ...
+        "saved_norms": (
+            {"r": 2, "lora_alpha": 4, "target_modules": r".*language_model.*\.q_proj", "modules_to_save": ["norm"]},
+            True,
+        ),
+        # Patterns that only the hub's spelling of the paths would match say nothing; neither do fields that have chosen
+        # the modules once. The adapted head brings a copy of the base's into the file.
+        "inert_fields": (
+            {
+                "r": 4,
+                "lora_alpha": 8,
+                "target_modules": ["q_proj", "v_proj", "lm_head"],
+                "exclude_modules": r".*(vision_tower.*|layers\.0.*v_proj)",
+                "init_lora_weights": "orthogonal",
+                "rank_pattern": {r"model\.layers\.1\.self_attn\.q_proj": 2},
+                "alpha_pattern": {
+                    r"language_model\.model\.layers\.0\.self_attn\.q_proj": 64,
+                    r"model\.language_model\.layers\.1\.self_attn\.q_proj": 2,
+                },
+            },
+            True,
+        ),
+        "one_layer": (
+            {
+                "r": 2,
+                "lora_alpha": 4,
+                "target_modules": ["q_proj", "down_proj"],
+                "layers_to_transform": [1],
+                "layers_pattern": "layers",
+            },
+            True,
+        ),
     },
     "llava_clip_llama": {
         # Every linear map of tower, projector and decoder, the head apart.
@@ -67,6 +99,16 @@ ADAPTERS = {
             },
             False,
         ),
+        # The tower trained whole: its last layer and `post_layernorm`, which no forward pass reaches, are in the file.
+        "saved_tower": (
+            {
+                "r": 2,
+                "lora_alpha": 4,
+                "target_modules": r".*language_model.*\.v_proj",
+                "modules_to_save": ["vision_tower"],
+            },
+            True,
+        ),
     },
     # Tied embeddings, biases in bf16 below the adapter, linear maps without bias in the projector.
     "siglip_odd_qwen2_tied": {
@@ -80,6 +122,9 @@ ADAPTERS = {
         "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
     },
 }
+
+# Adapters saved as peft does by default: with a copy of the base's weight where the head is adapted.
+WITH_COPIES = {"inert_fields"}
 
 # Rows of the logits that are kept: every STRIDE-th position.
 STRIDE = 5
@@ -182,7 +227,7 @@ def make(folder_name, name, seed):
     torch.manual_seed(seed)
     model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **arguments))
     fill_adapter(model, seed, random_b)
-    model.save_pretrained(target, save_embedding_layers=False)
+    model.save_pretrained(target, save_embedding_layers="auto" if name in WITH_COPIES else False)
     tidy(target, folder_name)
 
     # Everything below is computed from the files, not from the model that wrote them.
@@ -209,7 +254,8 @@ def make(folder_name, name, seed):
             no_gradient.append(key)
         else:
             put(out, "grad", key, p.grad)
-    assert sorted(trainable) == sorted(on_disk)
+    copies = sorted(set(on_disk) - set(trainable))
+    assert bool(copies) == (name in WITH_COPIES), copies
     modules = modules_of(model)
 
     merged = model.merge_and_unload().eval()
@@ -247,7 +293,7 @@ def make(folder_name, name, seed):
 
 if __name__ == "__main__":
     for number, folder_name in enumerate(ADAPTERS):
-        if sys.argv[1:] and folder_name not in sys.argv[1:]:
-            continue
         for index, name in enumerate(ADAPTERS[folder_name]):
+            if sys.argv[1:] and folder_name not in sys.argv[1:] and f"{folder_name}/{name}" not in sys.argv[1:]:
+                continue
             make(folder_name, name, 500 + 10 * number + index)

@@ -90,7 +90,7 @@ pub struct Decoder {
     /// The blocks.
     pub layers: Vec<Arc<DecoderLayer>>,
     norm: Norm,
-    /// The head; shares the embedding table when tied.
+    /// The head; shares the embedding table when tied (see [`Decoder::is_tied`]).
     pub lm_head: Linear,
     inverse_frequencies: Vec<f32>,
 }
@@ -99,26 +99,28 @@ impl Decoder {
     /// Builds the decoder under `prefix` (`language_model.` in a LLaVA checkpoint, empty in a text-only one).
     pub fn build(b: &mut Builder<'_>, prefix: &str, config: &DecoderConfig) -> Result<Decoder> {
         let c = config.clone();
-        let model = format!("{prefix}model");
-        let embed_tokens = b.weight(
-            &format!("{model}.embed_tokens.weight"),
-            &[c.vocab_size, c.hidden_size],
-            Init::Normal(INIT_STD),
-            Part::Llm,
-        )?;
+        let (model, head) = (format!("{prefix}model"), format!("{prefix}lm_head"));
+        let (table, head_weight) = (format!("{model}.embed_tokens.weight"), format!("{head}.weight"));
+        if c.tie_word_embeddings {
+            b.swap_tied(&table, &head_weight);
+        }
+        let embed_tokens = b.weight(&table, &[c.vocab_size, c.hidden_size], Init::Normal(INIT_STD), Part::Llm)?;
         let layers = (0..c.num_layers)
             .map(|i| Ok(Arc::new(DecoderLayer::build(b, &format!("{model}.layers.{i}"), &c)?)))
             .collect::<Result<Vec<_>>>()?;
         let norm = Norm::rms(b, &format!("{model}.norm"), c.hidden_size, c.rms_norm_eps, Part::Llm)?;
-        let head = format!("{prefix}lm_head");
-        let lm_head = if c.tie_word_embeddings {
-            b.tied_duplicate(&format!("{head}.weight"));
+        let lm_head = if c.tie_word_embeddings && b.ties(&head_weight, &embed_tokens)? {
             Linear::tied(&head, embed_tokens.clone(), Part::Llm)
         } else {
             Linear::build(b, &head, c.hidden_size, c.vocab_size, false, Part::Llm)?
         };
         let inverse_frequencies = c.rope.inverse_frequencies();
         Ok(Decoder { config: c, embed_tokens, layers, norm, lm_head, inverse_frequencies })
+    }
+
+    /// Whether the head is the embedding table.
+    pub fn is_tied(&self) -> bool {
+        self.lm_head.weights.weight.name() == self.embed_tokens.name()
     }
 
     /// Cos and sin of the given positions.

@@ -68,6 +68,8 @@ pub struct Model {
     pub(crate) vision: Option<VisionSide>,
     pub(crate) decoder: Decoder,
     pub(crate) params: Vec<NamedParam>,
+    /// Modules that the checkpoint lawfully lacks.
+    pub(crate) absent: Vec<String>,
     pub(crate) adapter: Option<ActiveAdapter>,
 }
 
@@ -78,7 +80,8 @@ pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
     let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.llava.is_none())?;
     let (vision, decoder) = build(&mut builder, &config)?;
     let (params, report) = builder.finish()?;
-    Ok((Model { config, vision, decoder, params, adapter: None }, report))
+    let absent = report.absent_unreached.clone();
+    Ok((Model { config, vision, decoder, params, absent, adapter: None }, report))
 }
 
 /// Builds a model with random weights stored in `dtype`: normal with deviation 0.02, norms one, biases zero.
@@ -86,7 +89,7 @@ pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
     let mut builder = Builder::random(seed, dtype);
     let (vision, decoder) = build(&mut builder, &config)?;
     let (params, _) = builder.finish()?;
-    Ok(Model { config, vision, decoder, params, adapter: None })
+    Ok(Model { config, vision, decoder, params, absent: Vec::new(), adapter: None })
 }
 
 fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide>, Decoder)> {

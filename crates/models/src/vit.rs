@@ -111,14 +111,14 @@ impl VisionTower {
             let path = format!("{VISION_PREFIX}encoder.layers.{i}");
             let layer = match i < depth {
                 true => Some(VisionLayer::build(b, &path, &c)?),
-                false => b.unreached(&format!("{path}.layer_norm1.weight"), |b| VisionLayer::build(b, &path, &c))?,
+                false => b.unreached(&path, "layer_norm1.weight", |b| VisionLayer::build(b, &path, &c))?,
             };
             layers.extend(layer.map(Arc::new));
         }
         let norm = format!("{VISION_PREFIX}post_layernorm");
-        b.unreached(&format!("{norm}.weight"), |b| Norm::layer(b, &norm, h, c.layer_norm_eps, part))?;
+        b.unreached(&norm, "weight", |b| Norm::layer(b, &norm, h, c.layer_norm_eps, part))?;
         let head = match c.pooling_head {
-            true => b.unreached(&format!("{VISION_PREFIX}head.probe"), |b| pooling_head(b, &c))?,
+            true => b.unreached(&format!("{VISION_PREFIX}head"), "probe", |b| pooling_head(b, &c))?,
             false => None,
         };
         Ok(VisionTower {

@@ -67,10 +67,12 @@ pub struct LoadReport {
     pub num_elements: u64,
     /// Tensors of the checkpoint that the model recomputes (rotary tables, position ids).
     pub recomputed: Vec<String>,
-    /// Tensors that no forward pass reaches and that the checkpoint leaves out.
+    /// Modules (canonical paths) that no forward pass reaches and that the checkpoint leaves out.
     pub absent_unreached: Vec<String>,
-    /// The tied head that stood in the checkpoint beside the embedding table.
+    /// The tied head that stood in the checkpoint beside the embedding table, with the same values.
     pub tied_duplicates: Vec<String>,
+    /// The head that the configuration ties and that stood in the checkpoint with values of its own: it is kept apart.
+    pub untied_heads: Vec<String>,
 }
 
 /// A source of weights.
@@ -180,13 +182,18 @@ impl<'a> Builder<'a> {
         Ok(param)
     }
 
-    /// Builds what no forward pass reaches: kept for saving and for adapters that cover it, lawfully absent from a
-    /// checkpoint that does not hold `name`, which stands for all of it.
-    pub fn unreached<T>(&mut self, name: &str, build: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
+    /// Builds a module that no forward pass reaches: kept for saving and for adapters that cover it, lawfully absent
+    /// from a checkpoint that does not hold its tensor `sign`, which stands for all of it.
+    pub fn unreached<T>(
+        &mut self,
+        module: &str,
+        sign: &str,
+        build: impl FnOnce(&mut Self) -> Result<T>,
+    ) -> Result<Option<T>> {
         if let Source::Checkpoint { on_disk, .. } = &self.source
-            && !on_disk.contains_key(name)
+            && !on_disk.contains_key(&format!("{module}.{sign}"))
         {
-            self.report.absent_unreached.push(name.to_owned());
+            self.report.absent_unreached.push(module.to_owned());
             return Ok(None);
         }
         self.reached = false;
@@ -200,14 +207,34 @@ impl<'a> Builder<'a> {
         self.reached
     }
 
-    /// Notes that a tied head may stand in the checkpoint; its values are the embedding table's.
-    pub fn tied_duplicate(&mut self, name: &str) {
-        if let Source::Checkpoint { on_disk, .. } = &self.source
-            && let Some(disk) = on_disk.get(name)
+    /// Of two tied tensors a checkpoint may hold only `target`: it then stands for `source`.
+    pub fn swap_tied(&mut self, source: &str, target: &str) {
+        if let Source::Checkpoint { on_disk, .. } = &mut self.source
+            && !on_disk.contains_key(source)
+            && let Some(disk) = on_disk.remove(target)
         {
-            self.used.insert(disk.clone());
-            self.report.tied_duplicates.push(disk.clone());
+            on_disk.insert(source.to_owned(), disk);
         }
+    }
+
+    /// Whether the tensor `target` may share `source`, as the configuration says. One that stands in the checkpoint
+    /// with other values may not: the reference then believes the file.
+    pub fn ties(&mut self, target: &str, source: &Param) -> Result<bool> {
+        let Source::Checkpoint { checkpoint, on_disk } = &self.source else { return Ok(true) };
+        let Some(view) = on_disk.get(target).and_then(|disk| checkpoint.get(disk)) else { return Ok(true) };
+        let value = source.value();
+        let same = view.shape == value.shape() && {
+            let own = to_tensor(checkpoint.dir(), &view, view.shape)?.cast(value.dtype())?;
+            own.to_bytes() == value.to_bytes()
+        };
+        let name = view.name.to_owned();
+        if same {
+            self.used.insert(name.clone());
+            self.report.tied_duplicates.push(name);
+        } else {
+            self.report.untied_heads.push(name);
+        }
+        Ok(same)
     }
 
     /// Ends the building: a missing tensor, or one the model has no place for, is an error that names all of them.

@@ -215,10 +215,25 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
             _ if model.modules_to_save(std::slice::from_ref(name)).is_ok() => vec![name.clone()],
             _ => {
                 let pattern = Pattern::new(name)?;
-                let matched = params.iter().filter(|p| pattern.matches(p) && p.reached);
-                matched
-                    .filter_map(|p| in_memory(&p.name).rsplit_once('.').map(|(module, _)| module.to_owned()))
-                    .collect()
+                let module_of = |p: &NamedParam| in_memory(&p.name).rsplit_once('.').map(|(m, _)| m.to_owned());
+                let found: Vec<String> =
+                    params.iter().filter(|p| pattern.matches(p) && p.reached).filter_map(module_of).collect();
+                // PEFT trains and saves modules, never a tensor of one without the others.
+                let other = params.iter().find(|p| {
+                    p.reached && !pattern.matches(p) && module_of(p).is_some_and(|module| found.contains(&module))
+                });
+                if let (Some(other), Some(module)) = (other, other.and_then(module_of)) {
+                    return Err(TrainError::mismatch(
+                        format!(
+                            "`{name}` in `method.also_train` names a part of the module `{module}`, without its `{}`",
+                            in_memory(&other.name)
+                        ),
+                        format!(
+                            "PEFT trains whole modules: write `{module}`, or use `method.kind: full` with `freeze`"
+                        ),
+                    ));
+                }
+                found
             }
         };
         if found.is_empty() {

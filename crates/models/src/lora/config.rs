@@ -61,8 +61,12 @@ impl Default for LoraConfig {
 const INERT: &[&str] = &[
     "auto_mapping",
     "base_model_name_or_path",
+    // The tensors of the file say which modules are adapted.
+    "exclude_modules",
     "inference_mode",
     "init_lora_weights",
+    "layers_pattern",
+    "layers_to_transform",
     "megatron_core",
     "peft_version",
     "qalora_group_size",
@@ -80,11 +84,13 @@ impl LoraConfig {
             return Err(f.error("peft_type", format!("expected `LORA`, found `{kind}`")));
         }
         if let Some(init @ Value::String(s)) = f.raw("init_lora_weights")
-            && s != "gaussian"
+            && !["gaussian", "orthogonal", "eva"].contains(&s.as_str())
         {
             return Err(f.error(
                 "init_lora_weights",
-                format!("expected true, false or `gaussian`, found {init}: other schemes change the base weights"),
+                format!(
+                    "expected true, false, `gaussian`, `orthogonal` or `eva`, found {init}, which may start from changed base weights; convert the adapter with `path_initial_model_for_weight_conversion` of `save_pretrained` in peft"
+                ),
             ));
         }
         let bias = f.str_or("bias", "none")?;
@@ -156,8 +162,13 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The object PEFT reads; `targets` is what `target_modules` becomes there.
-    pub fn to_json(&self, base_model: &str, targets: &Value) -> Value {
+    /// The object PEFT reads.
+    pub fn to_json(&self, base_model: &str) -> Value {
+        let targets = match &self.target_modules {
+            TargetModules::List(names) => json!(names),
+            TargetModules::Regex(pattern) => json!(pattern),
+            TargetModules::AllLinear => json!("all-linear"),
+        };
         let object = |pairs: Vec<(String, Value)>| Value::Object(pairs.into_iter().collect::<Map<_, _>>());
         let number = |v: f64| if v.fract() == 0.0 { json!(v as i64) } else { json!(v) };
         json!({
@@ -182,15 +193,20 @@ impl LoraConfig {
         })
     }
 
-    /// Rank of a module, by its canonical path.
-    pub fn rank_of(&self, path: &str) -> Result<usize> {
-        Ok(pattern_value(&self.rank_pattern, path)?.unwrap_or(self.r))
+    /// Rank of a module that is known by the given paths: a plan may use either spelling of it, the configuration of
+    /// an adapter speaks of the paths in its own file alone.
+    pub fn rank_of(&self, paths: &[&str]) -> Result<usize> {
+        Ok(pattern_value(&self.rank_pattern, paths)?.unwrap_or(self.r))
     }
 
-    /// Scale of a module with the given rank.
-    pub fn scale_of(&self, path: &str, rank: usize) -> Result<f32> {
-        let alpha = pattern_value(&self.alpha_pattern, path)?.unwrap_or(self.lora_alpha);
-        Ok((if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32)
+    /// Alpha of a module, likewise.
+    pub fn alpha_of(&self, paths: &[&str]) -> Result<f64> {
+        Ok(pattern_value(&self.alpha_pattern, paths)?.unwrap_or(self.lora_alpha))
+    }
+
+    /// Scale of a module with the given alpha and rank.
+    pub fn scale(&self, alpha: f64, rank: usize) -> f32 {
+        (if self.use_rslora { alpha / (rank as f64).sqrt() } else { alpha / rank as f64 }) as f32
     }
 }
 
@@ -200,14 +216,38 @@ fn compile(pattern: &str) -> Result<Regex> {
     })
 }
 
-fn pattern_value<T: Copy>(patterns: &[(String, T)], path: &str) -> Result<Option<T>> {
+/// Whether a regular expression matches a whole path.
+pub(super) fn matches_whole(pattern: &str, path: &str) -> Result<bool> {
+    Ok(compile(pattern)?.is_match(path))
+}
+
+/// The first pattern that matches one of the paths, or the end of one after a dot, as PEFT's `get_pattern_key`.
+fn pattern_value<T: Copy>(patterns: &[(String, T)], paths: &[&str]) -> Result<Option<T>> {
     for (pattern, value) in patterns {
-        let regex = compile(&format!("(.*\\.)?({pattern})"))?;
-        if regex.is_match(path) || regex.is_match(&names::in_memory(path)) {
+        let hit = match is_plain(pattern) {
+            true => paths.iter().any(|path| ends_plainly(path, pattern)),
+            false => {
+                let regex = compile(&format!("(.*\\.)?({pattern})"))?;
+                paths.iter().any(|path| regex.is_match(path))
+            }
+        };
+        if hit {
             return Ok(Some(*value));
         }
     }
     Ok(None)
+}
+
+/// Whether a pattern is a path like those we write, one for each module: no regular expression has to be built for it.
+fn is_plain(pattern: &str) -> bool {
+    pattern.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+/// Whether a plain pattern, where a dot stands for any character, is the path or its end after a dot.
+fn ends_plainly(path: &str, pattern: &str) -> bool {
+    let (path, pattern) = (path.as_bytes(), pattern.as_bytes());
+    let Some(start) = path.len().checked_sub(pattern.len()) else { return false };
+    (start == 0 || path[start - 1] == b'.') && path[start..].iter().zip(pattern).all(|(c, p)| *p == b'.' || c == p)
 }
 
 /// The canonical paths among `modules` that the targets name; a target that names none is an error.
@@ -326,12 +366,14 @@ mod tests {
             ..LoraConfig::default()
         };
         let path = |m: &str| format!("language_model.model.layers.0.self_attn.{m}");
-        assert_eq!(config.rank_of(&path("q_proj")).unwrap(), 4);
-        assert_eq!(config.rank_of(&path("v_proj")).unwrap(), 8);
-        assert_eq!(config.scale_of(&path("q_proj"), 4).unwrap(), 4.0);
-        assert_eq!(config.scale_of(&path("v_proj"), 8).unwrap(), 0.25);
+        let (q, v) = (path("q_proj"), path("v_proj"));
+        assert_eq!(config.rank_of(&[&q]).unwrap(), 4);
+        assert_eq!(config.rank_of(&[&v]).unwrap(), 8);
+        let scale = |c: &LoraConfig, path: &str, rank| c.scale(c.alpha_of(&[path]).unwrap(), rank);
+        assert_eq!(scale(&config, &q, 4), 4.0);
+        assert_eq!(scale(&config, &v, 8), 0.25);
         let stable = LoraConfig { use_rslora: true, ..config };
-        assert_eq!(stable.scale_of(&path("q_proj"), 4).unwrap(), 8.0);
+        assert_eq!(scale(&stable, &q, 4), 8.0);
     }
 
     #[test]
@@ -347,8 +389,11 @@ mod tests {
         check(json!({"use_dora": true}), "field `use_dora`: is not supported (found `true`)");
         check(json!({"bias": "all"}), "field `bias`: expected `none`, found `all`");
         check(json!({"peft_type": "IA3"}), "field `peft_type`: expected `LORA`, found `IA3`");
-        check(json!({"init_lora_weights": "pissa"}), "field `init_lora_weights`: expected true, false or `gaussian`");
-        check(json!({"layers_to_transform": [1]}), "field `layers_to_transform`: is not supported");
+        check(
+            json!({"init_lora_weights": "pissa"}),
+            "field `init_lora_weights`: expected true, false, `gaussian`, `orthogonal` or `eva`, found \"pissa\"",
+        );
+        check(json!({"trainable_token_indices": [1]}), "field `trainable_token_indices`: is not supported");
         check(json!({"r": 0}), "field `r`: expected at least 1, found `0`");
         check(json!({"lora_dropout": 1.0}), "field `lora_dropout`: expected a number in [0, 1), found `1`");
     }

@@ -2,6 +2,7 @@
 //! The arithmetic itself is a variant of the engine's linear operator.
 
 pub mod config;
+mod portable;
 
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
@@ -12,7 +13,7 @@ pub use config::{LoraConfig, TargetModules, match_targets};
 use hub::{OutTensor, SafeTensors};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
 use tensor::{DType, LinearWeights, LoraWeights, Param, Tape, Tensor};
@@ -21,17 +22,17 @@ use tensor::{DType, LinearWeights, LoraWeights, Param, Tape, Tensor};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File of the adapter's weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+/// The file of older versions, which is not read.
+const PICKLE_FILE: &str = "adapter_model.bin";
 const KEY_PREFIX: &str = "base_model.model.";
 
 /// The adapter that a model carries.
 pub struct ActiveAdapter {
-    /// How it was configured.
+    /// How it was configured, every module named by the path that PEFT knows it by.
     pub config: LoraConfig,
-    /// `target_modules` as it is written for PEFT.
-    targets: Value,
     /// A and B of every adapted module, under their PEFT keys.
     pub params: Vec<NamedParam>,
-    /// Canonical names of the base tensors that are trained and saved whole.
+    /// Canonical names of the base tensors that are trained and saved whole, unreached ones of their modules included.
     pub saved: Vec<String>,
 }
 
@@ -52,97 +53,164 @@ impl Model {
         let matched: Vec<String> =
             match_targets(&config.target_modules, &modules)?.into_iter().filter(|path| !is_saved(path)).collect();
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut params = Vec::new();
+        let (mut params, mut adapted) = (Vec::new(), Vec::new());
         for linear in self.linears_mut() {
             if !matched.contains(&linear.path) {
                 continue;
             }
-            let rank = config.rank_of(&linear.path)?;
+            let memory = names::in_memory(&linear.path);
+            let paths = [linear.path.as_str(), &memory];
+            let (rank, alpha) = (config.rank_of(&paths)?, config.alpha_of(&paths)?);
             let shape = linear.weights.weight.shape();
             let bound = 1.0 / (shape[1] as f32).sqrt();
             let a: Vec<f32> = (0..rank * shape[1]).map(|_| rng.random_range(-bound..bound)).collect();
             let a = Tensor::from_f32(&a, &[rank, shape[1]])?;
             let b = Tensor::zeros(&[shape[0], rank], DType::F32)?;
-            attach(linear, config, a, b, &mut params)?;
+            adapted.push((linear.path.clone(), rank, alpha));
+            attach(linear, config, a, b, alpha, &mut params)?;
         }
-        let targets = portable_targets(&config.target_modules, &matched);
-        self.activate(ActiveAdapter { config: config.clone(), targets, params, saved })?;
+        let mut resolved = portable::resolved(config, &adapted, self.outermost_modules(&saved))?;
+        if let TargetModules::Regex(pattern) = &config.target_modules {
+            let paths: Vec<String> = modules.iter().map(|(path, _)| path.clone()).collect();
+            if portable::is_portable(pattern, &paths, &matched)? {
+                resolved.target_modules = config.target_modules.clone();
+            }
+        }
+        self.activate(ActiveAdapter { config: resolved, params, saved })?;
         Ok(matched)
     }
 
-    /// Loads a PEFT adapter folder. Its tensors say which modules are adapted; every one of them must find its place.
+    /// Loads a PEFT adapter folder. Its tensors say which modules are adapted and which are replaced whole; every one
+    /// of them must find its place. Patterns are matched with the paths as the file spells them, as PEFT does.
     pub fn load_adapter(&mut self, dir: &Path) -> Result<LoraConfig> {
         self.refuse_second_adapter()?;
         let config_path = dir.join(CONFIG_FILE);
         let raw: Value = hub::json::read_json(&config_path)?;
         let config = LoraConfig::from_json(&config_path.display().to_string(), &raw)?;
         let weights_path = dir.join(WEIGHTS_FILE);
-        let file = SafeTensors::open(&weights_path)?;
-        let text_only = self.config.llava.is_none();
         let fail = |message: String| ModelError::Weights { path: weights_path.clone(), message };
-        let mut matrices: BTreeMap<String, [Option<Tensor>; 2]> = BTreeMap::new();
-        let mut whole: BTreeMap<String, (String, Tensor)> = BTreeMap::new();
-        for view in file.iter() {
-            let tensor = to_tensor(&weights_path, &view, view.shape)?.cast(DType::F32)?;
-            let key = view
-                .name
-                .strip_prefix(KEY_PREFIX)
-                .unwrap_or(view.name)
-                .replace(".default.", ".")
-                .replace(".modules_to_save.", ".");
-            let canonical = |name: &str| names::canonical_tensor(name, text_only);
-            if let Some(module) = key.strip_suffix(".lora_A.weight") {
-                matrices.entry(canonical(module)).or_default()[0] = Some(tensor);
-            } else if let Some(module) = key.strip_suffix(".lora_B.weight") {
-                matrices.entry(canonical(module)).or_default()[1] = Some(tensor);
-            } else {
-                whole.insert(canonical(&key), (view.name.to_owned(), tensor));
-            }
+        if !weights_path.exists() && dir.join(PICKLE_FILE).exists() {
+            return Err(fail(format!(
+                "is missing and `{PICKLE_FILE}` is there, a pickle, which this program does not read; load the adapter with peft once and save it with `save_pretrained(.., safe_serialization=True)`"
+            )));
         }
-        let mut params = Vec::new();
+        let file = AdapterFile::read(&weights_path, self.config.llava.is_none())?;
+        let AdapterFile { mut matrices, mut whole } = file;
+        let (mut params, mut adapted) = (Vec::new(), Vec::new());
         for linear in self.linears_mut() {
-            let Some(pair) = matrices.remove(&linear.path) else { continue };
-            let [Some(a), Some(b)] = pair else {
-                return Err(fail(format!("module `{}` has only one of lora_A and lora_B", linear.path)));
+            let Some(found) = matrices.remove(&linear.path) else { continue };
+            let [Some(a), Some(b)] = found.matrices else {
+                return Err(fail(format!("module `{}` has only one of lora_A and lora_B", found.path)));
             };
-            let (shape, rank) = (linear.weights.weight.shape(), config.rank_of(&linear.path)?);
+            let shape = linear.weights.weight.shape();
+            let (rank, alpha) = (config.rank_of(&[&found.path])?, config.alpha_of(&[&found.path])?);
             if a.shape() != [rank, shape[1]] || b.shape() != [shape[0], rank] {
                 return Err(fail(format!(
                     "module `{}` has lora_A {:?} and lora_B {:?}, expected [{rank}, {}] and [{}, {rank}]",
-                    linear.path,
+                    found.path,
                     a.shape(),
                     b.shape(),
                     shape[1],
                     shape[0]
                 )));
             }
-            attach(linear, &config, a, b, &mut params)?;
+            adapted.push((linear.path.clone(), rank, alpha));
+            attach(linear, &config, a, b, alpha, &mut params)?;
         }
+        matrices.retain(|module, _| !self.is_absent(module));
         if let Some(module) = matrices.keys().next() {
             return Err(fail(format!("{} adapted module(s) are not in the model: `{module}` …", matrices.len())));
         }
         if params.is_empty() {
             return Err(fail("holds no LoRA matrices".into()));
         }
-        let saved = self.modules_to_save(&config.modules_to_save)?;
-        for name in &saved {
-            let Some((_, tensor)) = whole.remove(name) else {
-                return Err(fail(format!("`modules_to_save` names `{name}`, which the file does not hold")));
-            };
-            let param = self.base_param(name)?;
-            let disk = param.disk_shape.clone();
-            if tensor.shape() != disk {
-                return Err(fail(format!("tensor `{name}` has shape {:?}, expected {disk:?}", tensor.shape())));
-            }
-            let shape = param.param.shape();
-            param.param.set_value(tensor.reshape(&shape)?)?;
+        let saved = self.take_saved(&config, &mut whole).map_err(fail)?;
+        for (name, found) in &whole {
+            self.check_copy(name, found).map_err(fail)?;
         }
-        if let Some((name, _)) = whole.values().next() {
-            return Err(fail(format!("{} tensor(s) have no place in the model: `{name}` …", whole.len())));
-        }
-        let targets = raw.get("target_modules").cloned().unwrap_or(Value::Null);
-        self.activate(ActiveAdapter { config: config.clone(), targets, params, saved })?;
+        let config = portable::resolved(&config, &adapted, self.outermost_modules(&saved))?;
+        self.activate(ActiveAdapter { config: config.clone(), params, saved })?;
         Ok(config)
+    }
+
+    /// Puts the tensors of modules saved whole into the model and takes them out of `whole`. Names of `modules_to_save`
+    /// mean every module whose path ends so, as in PEFT, and all of its tensors.
+    fn take_saved(
+        &mut self,
+        config: &LoraConfig,
+        whole: &mut BTreeMap<String, WholeTensor>,
+    ) -> std::result::Result<Vec<String>, String> {
+        let mut saved = Vec::new();
+        for p in &self.params {
+            let found = whole.get(&p.name).filter(|found| !found.is_base);
+            let memory = names::in_memory(&p.name);
+            let is_named = |path: &str| {
+                let mut modules = path.match_indices('.').map(|(end, _)| &path[..end]);
+                modules.any(|module| config.modules_to_save.iter().any(|name| module.ends_with(name)))
+            };
+            if !is_named(&memory) && !found.is_some_and(|found| is_named(&found.key)) {
+                continue;
+            }
+            match found {
+                None if p.reached => {
+                    return Err(format!("`modules_to_save` names `{memory}`, which the file does not hold"));
+                }
+                // The base's own value stands for a tensor that no forward pass reaches.
+                None => {}
+                Some(found) if found.tensor.shape() != p.disk_shape => {
+                    return Err(format!(
+                        "tensor `{}` has shape {:?}, expected {:?}",
+                        found.key,
+                        found.tensor.shape(),
+                        p.disk_shape
+                    ));
+                }
+                Some(found) => {
+                    let value = found.tensor.reshape(&p.param.shape()).map_err(|e| e.to_string())?;
+                    p.param.set_value(value).map_err(|e| e.to_string())?;
+                    whole.remove(&p.name);
+                }
+            }
+            saved.push(p.name.clone());
+        }
+        self.refuse_tied(&saved).map_err(|e| e.to_string())?;
+        Ok(saved)
+    }
+
+    /// A tensor of the file that is neither a matrix nor of a module saved whole: PEFT writes copies of embeddings and
+    /// of adapted heads, which must be those of this base model.
+    fn check_copy(&self, name: &str, found: &WholeTensor) -> std::result::Result<(), String> {
+        if self.is_absent(name) {
+            return Ok(());
+        }
+        let tied = self.decoder.is_tied() && name == format!("{}.weight", self.decoder.lm_head.path);
+        let name = if tied { self.decoder.embed_tokens.name() } else { name };
+        let Some(p) = self.params.iter().find(|p| p.name == name) else {
+            return Err(format!("tensor `{}` has no place in the model", found.key));
+        };
+        let base = p.param.value();
+        let same = found.tensor.shape() == p.disk_shape
+            && found.tensor.cast(base.dtype()).map_err(|e| e.to_string())?.to_bytes() == base.to_bytes();
+        if same {
+            return Ok(());
+        }
+        Err(format!(
+            "tensor `{}` is not named by `modules_to_save` and differs from the base model's; give the base model that the adapter was made for, or name the module in `modules_to_save` of `{CONFIG_FILE}`",
+            found.key
+        ))
+    }
+
+    /// Whether a module or tensor belongs to what the checkpoint lawfully lacks.
+    fn is_absent(&self, name: &str) -> bool {
+        self.absent.iter().any(|module| name == module || name.starts_with(&format!("{module}.")))
+    }
+
+    fn outermost_modules(&self, saved: &[String]) -> Vec<String> {
+        portable::outermost_modules(saved, &self.tensor_names(), &self.absent)
+    }
+
+    fn tensor_names(&self) -> Vec<String> {
+        self.params.iter().map(|p| p.name.clone()).collect()
     }
 
     /// Writes the adapter as PEFT does: configuration, matrices and the modules saved whole, f32.
@@ -160,7 +228,7 @@ impl Model {
         }
         std::fs::create_dir_all(dir).map_err(|e| ModelError::Adapter(format!("`{}`: {e}", dir.display())))?;
         hub::write_safetensors(dir.join(WEIGHTS_FILE), &out, &[("format", "pt")])?;
-        let config = adapter.config.to_json(base_model, &adapter.targets);
+        let config = adapter.config.to_json(base_model);
         hub::atomic_write(dir.join(CONFIG_FILE), format!("{config:#}\n").as_bytes())?;
         Ok(())
     }
@@ -192,29 +260,36 @@ impl Model {
         Ok(())
     }
 
-    /// Makes whole modules trainable without an adapter (`method.kind: projector`, `also_train`); returns the canonical
-    /// names of their tensors.
+    /// Canonical names of the tensors in modules named by their path, the end of it, or a plan's part. Those that no
+    /// forward pass reaches belong to them: PEFT wants every tensor of a module.
     pub fn modules_to_save(&self, modules: &[String]) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for module in modules {
-            let before = names.len();
-            for p in self.params.iter().filter(|p| p.reached && contains_module(&p.name, module)) {
+            let tied = self.decoder.is_tied() && (module.ends_with("lm_head") || module.ends_with("embed_tokens"));
+            if tied {
+                return Err(tied_error(module));
+            }
+            let mut found = false;
+            for p in self.params.iter().filter(|p| contains_module(&p.name, module)) {
+                found = true;
                 if !names.contains(&p.name) {
                     names.push(p.name.clone());
                 }
             }
-            let tied = self.config.text.tie_word_embeddings
-                && (module.ends_with("lm_head") || module.ends_with("embed_tokens"));
-            if tied {
-                return Err(ModelError::Adapter(format!(
-                    "modules_to_save: `{module}` is tied to its counterpart; saving one alone would untie them, which is not supported"
-                )));
-            }
-            if names.len() == before && !names.iter().any(|n| contains_module(n, module)) {
+            if !found {
                 return Err(ModelError::Adapter(format!("modules_to_save: `{module}` names no module of the model")));
             }
         }
+        self.refuse_tied(&names)?;
         Ok(names)
+    }
+
+    fn refuse_tied(&self, saved: &[String]) -> Result<()> {
+        let table = self.decoder.embed_tokens.name();
+        match self.decoder.is_tied() && saved.iter().any(|name| name == table) {
+            true => Err(tied_error(table)),
+            false => Ok(()),
+        }
     }
 
     fn refuse_second_adapter(&self) -> Result<()> {
@@ -229,9 +304,12 @@ impl Model {
             p.param.set_trainable(true);
         }
         for name in &adapter.saved {
-            let param = &self.base_param(name)?.param;
-            param.set_value(param.value().cast(DType::F32)?)?;
-            param.set_trainable(true);
+            let p = self.base_param(name)?;
+            // What never learns keeps its storage.
+            if p.reached {
+                p.param.set_value(p.param.value().cast(DType::F32)?)?;
+            }
+            p.param.set_trainable(true);
         }
         self.adapter = Some(adapter);
         Ok(())
@@ -245,8 +323,75 @@ impl Model {
     }
 }
 
+/// A module's matrices, A then B, as a file holds them.
+#[derive(Default)]
+struct FoundMatrices {
+    /// The module's path as the file spells it.
+    path: String,
+    matrices: [Option<Tensor>; 2],
+}
+
+/// A tensor of a file that is not a matrix.
+struct WholeTensor {
+    /// Its name as the file spells it, without PEFT's prefix.
+    key: String,
+    tensor: Tensor,
+    /// Whether it says to be the weight below an adapter.
+    is_base: bool,
+}
+
+/// The tensors of an adapter's file by the canonical names of modules and tensors.
+struct AdapterFile {
+    matrices: BTreeMap<String, FoundMatrices>,
+    whole: BTreeMap<String, WholeTensor>,
+}
+
+impl AdapterFile {
+    fn read(path: &Path, text_only: bool) -> Result<AdapterFile> {
+        let file = SafeTensors::open(path)?;
+        let mut read = AdapterFile { matrices: BTreeMap::new(), whole: BTreeMap::new() };
+        for view in file.iter() {
+            let tensor = to_tensor(path, &view, view.shape)?.cast(DType::F32)?;
+            let key = view
+                .name
+                .strip_prefix(KEY_PREFIX)
+                .unwrap_or(view.name)
+                .replace(".default.", ".")
+                .replace(".modules_to_save.", ".");
+            let canonical = |name: &str| names::canonical_tensor(name, text_only);
+            let matrix = [".lora_A.weight", ".lora_B.weight"]
+                .iter()
+                .enumerate()
+                .find_map(|(index, end)| Some((index, key.strip_suffix(end)?)));
+            if let Some((index, module)) = matrix {
+                let found = read.matrices.entry(canonical(module)).or_default();
+                found.path = module.to_owned();
+                found.matrices[index] = Some(tensor);
+            } else {
+                let is_base = key.contains(".base_layer.");
+                let name = canonical(&key.replace(".base_layer.", "."));
+                read.whole.insert(name, WholeTensor { key, tensor, is_base });
+            }
+        }
+        Ok(read)
+    }
+}
+
+fn tied_error(module: &str) -> ModelError {
+    ModelError::Adapter(format!(
+        "modules_to_save: `{module}` is tied to its counterpart; saving one alone would untie them, which is not supported"
+    ))
+}
+
 /// Puts A and B on a projection and registers them under PEFT's keys.
-fn attach(linear: &mut Linear, config: &LoraConfig, a: Tensor, b: Tensor, params: &mut Vec<NamedParam>) -> Result<()> {
+fn attach(
+    linear: &mut Linear,
+    config: &LoraConfig,
+    a: Tensor,
+    b: Tensor,
+    alpha: f64,
+    params: &mut Vec<NamedParam>,
+) -> Result<()> {
     if linear.path.ends_with("lm_head") && linear.weights.weight.name().ends_with("embed_tokens.weight") {
         return Err(ModelError::Adapter("`lm_head` is tied to the embedding table and cannot carry an adapter".into()));
     }
@@ -266,7 +411,7 @@ fn attach(linear: &mut Linear, config: &LoraConfig, a: Tensor, b: Tensor, params
         param
     };
     let (a, b) = (register("A", a), register("B", b));
-    let scale = config.scale_of(&linear.path, rank)?;
+    let scale = config.scale(alpha, rank);
     linear.weights.lora = Some(LoraWeights { a, b, scale, dropout: config.lora_dropout });
     Ok(())
 }
@@ -280,18 +425,6 @@ fn contains_module(tensor: &str, module: &str) -> bool {
         })
     };
     hit(tensor) || hit(&names::in_memory(tensor))
-}
-
-/// `target_modules` such that PEFT adapts exactly the modules matched here: bare names would reach into the tower.
-fn portable_targets(targets: &TargetModules, matched: &[String]) -> Value {
-    match targets {
-        TargetModules::Regex(pattern) => json!(pattern),
-        _ => {
-            let mut list: Vec<String> = matched.iter().map(|p| names::in_memory(p)).collect();
-            list.sort();
-            json!(list)
-        }
-    }
 }
 
 fn f32_tensor<'a>(name: &str, p: &NamedParam, shape: &[usize]) -> OutTensor<'a> {

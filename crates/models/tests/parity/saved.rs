@@ -34,7 +34,7 @@ fn content(dir: &Path) -> BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)> {
 }
 
 /// Copies a checkpoint folder, each tensor under the name that `rename` gives it, or left out.
-fn rewrite(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) {
+pub fn rewrite(from: &Path, to: &Path, rename: impl Fn(&str) -> Option<String>) {
     let tensors = content(from);
     let out: Vec<OutTensor<'_>> = tensors
         .iter()
@@ -117,6 +117,64 @@ fn the_spelling_inside_recent_transformers_is_read_as_well() {
         let expected: Vec<&String> = fixture.info["parameters"].as_object().unwrap().keys().collect();
         assert_eq!(content(out.path()).len(), expected.len());
         assert!(content(out.path()).keys().all(|n| expected.contains(&n)), "{}", fixture.name());
+    }
+}
+
+/// `transformers` ties what the configuration ties only where the file holds one of the two tensors or both with the same
+/// values, and reads the one that is there for both.
+#[test]
+fn a_tied_head_is_what_the_file_says() {
+    for (folder, table, head) in [
+        ("text_qwen2_transformers5", "model.embed_tokens.weight", "lm_head.weight"),
+        ("siglip_odd_qwen2_tied", "language_model.model.embed_tokens.weight", "language_model.lm_head.weight"),
+    ] {
+        let fixture = Fixture::open(root().join(folder));
+        let (samples, token) = (fixture.samples(), fixture.image_token());
+        let options = LoadOptions { dtype: Some(tensor::DType::F32) };
+        let of = |dir: &Path| logits(&models::load(dir, &options).unwrap().0, &[&samples[1]], token);
+        let plain = of(&fixture.dir);
+
+        // Only the head: it is the table as well.
+        let dir = tempfile::tempdir().unwrap();
+        rewrite(&fixture.dir, dir.path(), |n| Some(if n == table { head.to_owned() } else { n.to_owned() }));
+        assert_eq!(of(dir.path()), plain, "{folder}: the head alone");
+        let out = tempfile::tempdir().unwrap();
+        models::load(dir.path(), &LoadOptions::default()).unwrap().0.save(out.path(), u64::MAX).unwrap();
+        assert_eq!(content(out.path()), content(&fixture.dir), "{folder}: the head alone, saved");
+
+        // Both, the head the same or with its rows in another order.
+        for different in [false, true] {
+            let mut tensors = content(&fixture.dir);
+            let (dtype, shape, mut data) = tensors[table].clone();
+            if different {
+                let width = data.len() / shape[0];
+                data.rotate_left(width);
+            }
+            tensors.insert(head.to_owned(), (dtype, shape, data));
+            let write = |dir: &Path, tie: bool| {
+                let out: Vec<OutTensor<'_>> =
+                    tensors.iter().map(|(n, (t, shape, data))| OutTensor::new(n, *t, shape, data.clone())).collect();
+                hub::write_checkpoint(dir, &out, u64::MAX).unwrap();
+                let mut config = json(&fixture.dir.join("config.json"));
+                for place in ["/tie_word_embeddings", "/text_config/tie_word_embeddings"] {
+                    if let Some(value) = config.pointer_mut(place) {
+                        *value = tie.into();
+                    }
+                }
+                std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+            };
+            let (tied, untied) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+            write(tied.path(), true);
+            write(untied.path(), false);
+            assert_eq!(of(tied.path()), of(untied.path()), "{folder}: different: {different}");
+            assert_eq!(of(tied.path()) == plain, !different, "{folder}");
+            let (model, report) = models::load(tied.path(), &LoadOptions::default()).unwrap();
+            assert_eq!(report.untied_heads.len(), usize::from(different), "{folder}");
+            let out = tempfile::tempdir().unwrap();
+            model.save(out.path(), u64::MAX).unwrap();
+            assert_eq!(content(out.path()).contains_key(head), different, "{folder}");
+            assert_eq!(of(out.path()), of(tied.path()), "{folder}: saved");
+        }
     }
 }
 

@@ -232,6 +232,11 @@ fn selections_that_cannot_be_meant() {
         refusal("kind: lora, also_train: [llm]"),
         "`method.also_train: [llm]` would train the whole language model beside its own adapter\n  hint: write `method.kind: full`"
     );
+    // PEFT saves modules: the weight beside this bias would train unasked.
+    assert_eq!(
+        refusal("kind: lora, also_train: [multi_modal_projector.linear_1.bias]"),
+        "`multi_modal_projector.linear_1.bias` in `method.also_train` names a part of the module `model.multi_modal_projector.linear_1`, without its `model.multi_modal_projector.linear_1.weight`\n  hint: PEFT trains whole modules: write `model.multi_modal_projector.linear_1`, or use `method.kind: full` with `freeze`"
+    );
     assert_eq!(
         refusal("kind: lora, learning_rates: {vision: 1e-4}"),
         "`method.learning_rates.vision` is given, but no tensor of `vision` trains\n  hint: remove `method.learning_rates.vision`"
