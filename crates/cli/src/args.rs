@@ -367,7 +367,7 @@ pub struct GenerateArgs {
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 256)]
     pub max_new_tokens: usize,
-    /// 0 takes the most likely token; higher varies more
+    /// 0 takes the most likely token, whatever `generation_config.json` says; higher varies more
     #[arg(long, value_name = "T", default_value_t = 0.0)]
     pub temperature: f32,
     /// Sample from the smallest set of tokens with this much probability

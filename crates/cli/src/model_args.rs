@@ -56,11 +56,29 @@ pub fn load(spec: &str, adapter: Option<&Path>, common: &Common, console: &Conso
     let processor = Processor::load(&dir)?;
     console.debug(&format!("loading `{}`", dir.display()));
     let options = LoadOptions { dtype: common.dtype.map(|choice| choice.dtype()) };
-    let (mut model, _report) = models::load(&dir, &options)?;
+    let (mut model, report) = models::load(&dir, &options)?;
+    for head in &report.untied_heads {
+        console.warning(&format!(
+            "`{head}` differs from the embedding table that `tie_word_embeddings` ties it to; it is kept apart, as the reference does"
+        ));
+    }
     if let Some(adapter) = adapter {
         model.load_adapter(&adapter)?;
     }
     Ok(Loaded { model, processor })
+}
+
+/// The rules of the model's `generation_config.json`; tells once about those that are not carried out. Temperature,
+/// top-k and top-p are the command line's, whatever the file says.
+///
+/// # Errors
+/// The file cannot be read, or holds a value that it cannot have.
+pub fn generation_rules(loaded: &Loaded, console: &Console) -> Result<infer::Rules> {
+    let (rules, notes) = infer::Rules::read(&loaded.processor.generation_config()?, "generation_config.json")?;
+    for note in &notes {
+        console.warning(note);
+    }
+    Ok(rules)
 }
 
 /// The base model that an adapter folder names.

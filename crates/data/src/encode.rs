@@ -255,7 +255,8 @@ fn parts_content(pieces: &[Piece2<'_>], format: Format) -> Value {
             }
             Piece2::Text(text) => {
                 let text = if after_picture && format == Format::Llava { without_newline(text) } else { text };
-                if !text.is_empty() {
+                // An empty part is the record's own, save where the placeholder was all of the text.
+                if !text.is_empty() || format != Format::Llava {
                     parts.push(json!({"type": "text", "text": text}));
                 }
                 after_picture = false;

@@ -150,17 +150,39 @@ impl ImageSettings {
                 ));
             }
         }
-        let flag = |key: &str, default: bool| config[key].as_bool().unwrap_or(default);
-        if !flag("do_convert_rgb", true) {
+        let wrong = |key: &str, expected: &str| {
+            bad(
+                format!("`{key}` must be {expected}, found `{}`", config[key]),
+                "correct the setting, or remove it for the class's own",
+            )
+        };
+        // As in the reference, a null says no and an absent flag leaves it to the class.
+        let flag = |key: &str, default: bool| match config.get(key) {
+            None => Ok(default),
+            Some(Value::Null) => Ok(false),
+            Some(value) => value.as_bool().ok_or_else(|| wrong(key, "true or false")),
+        };
+        let texts = ["image_processor_type", "feature_extractor_type", "image_aspect_ratio"];
+        if let Some(key) = texts.into_iter().find(|key| !config[*key].is_null() && !config[*key].is_string()) {
+            return Err(wrong(key, "a name"));
+        }
+        let resizes = flag("do_resize", true)?;
+        // Media are RGB before they come here; a null asks for nothing.
+        if !flag("do_convert_rgb", true)? && !config["do_convert_rgb"].is_null() {
             return Err(bad("`do_convert_rgb: false` is not supported".into(), "media are always RGB here"));
         }
         let target = if config["size"].is_null() {
-            if flag("use_square_size", false) { Target::Exact { height: 224, width: 224 } } else { defaults.size }
+            if flag("use_square_size", false)? { Target::Exact { height: 224, width: 224 } } else { defaults.size }
         } else {
             read_size(&config["size"], defaults.int_size_is_shortest)
                 .ok_or_else(|| bad(format!("`size` {} is not supported", config["size"]), SIZE_HINT))?
         };
-        let filter = match config["resample"].as_u64().unwrap_or(3) {
+        let filter = match config.get("resample") {
+            None => 3,
+            Some(Value::Null) if !resizes => 3,
+            Some(value) => value.as_u64().ok_or_else(|| wrong("resample", "a filter's number"))?,
+        };
+        let filter = match filter {
             2 => Filter::Bilinear,
             3 => Filter::Bicubic,
             other => match (backend, other) {
@@ -171,7 +193,7 @@ impl ImageSettings {
                 _ => return Err(bad(format!("`resample: {other}` is not supported"), "supported are 2 and 3")),
             },
         };
-        let crop = if flag("do_center_crop", defaults.crop.is_some()) {
+        let crop = if flag("do_center_crop", defaults.crop.is_some())? {
             let crop = match &config["crop_size"] {
                 Value::Null => defaults.crop.or(match target {
                     Target::Exact { height, width } => Some((height, width)),
@@ -188,30 +210,40 @@ impl ImageSettings {
         };
         let pad_square = match config["image_aspect_ratio"].as_str() {
             Some("pad") => true,
-            None | Some("square") => defaults.pads_square && flag("do_pad", false),
+            None | Some("square") => defaults.pads_square && flag("do_pad", false)?,
             Some(other) => {
                 return Err(bad(format!("`image_aspect_ratio: {other}` is not supported"), "supported is `pad`"));
             }
         };
-        if flag("do_pad", false) && !defaults.pads_square {
+        if flag("do_pad", false)? && !defaults.pads_square {
             return Err(bad(format!("`{class}` with `do_pad` is not supported"), "set `do_pad: false`"));
         }
-        let rescale = flag("do_rescale", true).then(|| config["rescale_factor"].as_f64().unwrap_or(1.0 / 255.0));
-        let channels = |key: &str, default: [f64; 3]| match &config[key] {
-            Value::Null => Ok(default),
-            Value::Number(n) => Ok([n.as_f64().unwrap_or_default(); 3]),
-            value => {
-                let list: Vec<f64> = value.as_array().into_iter().flatten().filter_map(Value::as_f64).collect();
-                <[f64; 3]>::try_from(list).map_err(|_| bad(format!("`{key}` must list three numbers"), "one a channel"))
+        let rescale = match (flag("do_rescale", true)?, config.get("rescale_factor")) {
+            (false, _) => None,
+            (true, None) => Some(1.0 / 255.0),
+            (true, Some(value)) => {
+                let factor = value.as_f64().filter(|f| *f > 0.0);
+                Some(factor.ok_or_else(|| wrong("rescale_factor", "a number above 0"))?)
+            }
+        };
+        let normalizes = flag("do_normalize", true)?;
+        let channels = |key: &str, default: [f64; 3]| match config.get(key) {
+            None => Ok(default),
+            Some(Value::Null) if !normalizes => Ok(default),
+            Some(Value::Number(n)) => Ok([n.as_f64().unwrap_or_default(); 3]),
+            Some(value) => {
+                let list = value.as_array().and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
+                list.and_then(|l| <[f64; 3]>::try_from(l).ok())
+                    .ok_or_else(|| wrong(key, "three numbers, one a channel"))
             }
         };
         let (mean, std) = (channels("image_mean", defaults.mean)?, channels("image_std", defaults.std)?);
         if std.iter().any(|s| *s <= 0.0) {
             return Err(bad("`image_std` must be above 0".into(), "use 1 for a channel that is not scaled"));
         }
-        let normalize = flag("do_normalize", true).then_some((mean, std));
+        let normalize = normalizes.then_some((mean, std));
         let table = table(backend, rescale, normalize);
-        let resize = flag("do_resize", true).then_some((target, filter));
+        let resize = resizes.then_some((target, filter));
         Ok(Self { backend, pad_square, resize, crop, rescale, normalize, table })
     }
 

@@ -15,7 +15,7 @@ use crate::template::{ChatTemplate, ContentShape, builtin};
 use crate::tokenizer::{Tokenizer, read_optional};
 
 /// Files of a checkpoint folder that belong to the processor, copied as they are.
-const FILES: [&str; 17] = [
+const FILES: [&str; 18] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -28,6 +28,7 @@ const FILES: [&str; 17] = [
     "sentencepiece.bpe.model",
     "chat_template.jinja",
     "chat_template.json",
+    "additional_chat_templates/default.jinja",
     "processor_config.json",
     "preprocessor_config.json",
     "video_preprocessor_config.json",
@@ -139,6 +140,14 @@ impl Processor {
         self.tokenizer.eos_ids()
     }
 
+    /// The checkpoint's `generation_config.json`, null where it has none.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn generation_config(&self) -> Result<Value, DataError> {
+        read_optional(&self.dir.join("generation_config.json"))
+    }
+
     /// Id of the picture placeholder, where the checkpoint takes pictures.
     pub fn image_token_id(&self) -> Option<u32> {
         self.image.as_ref().map(|(_, tokens)| tokens.id)
@@ -189,6 +198,9 @@ impl Processor {
             }
             let bytes = std::fs::read(&from).map_err(|e| DataError::io(&from, e))?;
             let to = dir.join(name);
+            if let Some(parent) = to.parent() {
+                std::fs::create_dir_all(parent).map_err(|e| DataError::io(parent, e))?;
+            }
             hub::atomic_write(&to, &bytes).map_err(|e| DataError::io(&to, std::io::Error::other(e.to_string())))?;
         }
         Ok(())
@@ -277,7 +289,7 @@ fn video_defaults(dir: &Path, processor: &Value) -> Result<VideoDefaults, DataEr
 /// The checkpoint's chat template, or a built-in one that its special tokens call for.
 ///
 /// Order of the reference: `chat_template` in `processor_config.json`, `chat_template.json`, `chat_template.jinja`,
-/// and for a tokenizer alone `chat_template` in `tokenizer_config.json` (a text, or a list of named ones).
+/// `additional_chat_templates/default.jinja`, and for a tokenizer alone `chat_template` in `tokenizer_config.json` (a text, or a list of named ones).
 fn find_template(
     dir: &Path,
     processor: &Value,
@@ -289,20 +301,31 @@ fn find_template(
         let origin = dir.join(file).display().to_string();
         ChatTemplate::compile(source, &origin, tokenizer.specials().clone(), image_token, now).map(|t| (t, false))
     };
-    if let Some(source) = default_of(&processor["chat_template"]) {
+    let pick = |value: &Value, file: &str| {
+        default_of(value).map_err(|names| {
+            DataError::checkpoint(
+                &dir.join(file),
+                format!("none of the chat templates `{}` is named `default`", names.join("`, `")),
+                "name the one to use `default`, or choose a built-in one with `model.version`",
+            )
+        })
+    };
+    if let Some(source) = pick(&processor["chat_template"], "processor_config.json")? {
         return compile(&source, "processor_config.json");
     }
     let legacy = read_optional(&dir.join("chat_template.json"))?;
-    if let Some(source) = default_of(&legacy["chat_template"]) {
+    if let Some(source) = pick(&legacy["chat_template"], "chat_template.json")? {
         return compile(&source, "chat_template.json");
     }
-    let jinja = dir.join("chat_template.jinja");
-    if jinja.is_file() {
-        let source = std::fs::read_to_string(&jinja).map_err(|e| DataError::io(&jinja, e))?;
-        return compile(&source, "chat_template.jinja");
+    for file in ["chat_template.jinja", "additional_chat_templates/default.jinja"] {
+        let jinja = dir.join(file);
+        if jinja.is_file() {
+            let source = std::fs::read_to_string(&jinja).map_err(|e| DataError::io(&jinja, e))?;
+            return compile(&source, file);
+        }
     }
     let config = read_optional(&dir.join("tokenizer_config.json"))?;
-    if let Some(source) = default_of(&config["chat_template"]) {
+    if let Some(source) = pick(&config["chat_template"], "tokenizer_config.json")? {
         return compile(&source, "tokenizer_config.json");
     }
     let has = |token: &str| tokenizer.id_of(token).is_some();
@@ -320,17 +343,21 @@ fn find_template(
     compile_builtin(name, tokenizer, now)
 }
 
-/// A template written as text, or the one named `default` (or the only one) of a list or object.
-fn default_of(value: &Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text.clone()),
+/// A template written as text, or the one named `default` (or the only one) of a list or object; where there are several
+/// and none has that name, the error holds their names.
+fn default_of(value: &Value) -> Result<Option<String>, Vec<String>> {
+    let named: Vec<(&str, &str)> = match value {
+        Value::String(text) => return Ok(Some(text.clone())),
         Value::Array(list) => {
-            let named =
-                list.iter().find(|t| t["name"] == "default").or(if list.len() == 1 { list.first() } else { None });
-            named.and_then(|t| t["template"].as_str()).map(str::to_owned)
+            list.iter().filter_map(|t| Some((t["name"].as_str()?, t["template"].as_str()?))).collect()
         }
-        Value::Object(map) => map.get("default").and_then(Value::as_str).map(str::to_owned),
-        _ => None,
+        Value::Object(map) => map.iter().filter_map(|(name, t)| Some((name.as_str(), t.as_str()?))).collect(),
+        _ => Vec::new(),
+    };
+    match named.iter().find(|(name, _)| *name == "default").or(named.first().filter(|_| named.len() == 1)) {
+        Some((_, template)) => Ok(Some((*template).to_owned())),
+        None if named.is_empty() => Ok(None),
+        None => Err(named.iter().map(|(name, _)| (*name).to_owned()).collect()),
     }
 }
 

@@ -105,10 +105,12 @@ impl Tokenizer {
             .into_iter()
             .chain([&model_config["text_config"]["eos_token_id"]])
             .map(ids_of)
-            .find(|ids| !ids.is_empty());
-        self.eos_ids = configured.unwrap_or_else(|| own.into_iter().collect());
+            .find(|ids| !ids.is_empty())
+            .unwrap_or_else(|| own.into_iter().collect());
+        // The reference stops where `generation_config.json` says, and nowhere if it says nothing.
+        self.eos_ids = if generation.is_null() { configured.clone() } else { ids_of(&generation["eos_token_id"]) };
         let by_text = END_OF_TURN.iter().filter_map(|t| self.id_of(t));
-        let mut ends: Vec<u32> = self.eos_ids.iter().copied().chain(own).chain(by_text).collect();
+        let mut ends: Vec<u32> = configured.into_iter().chain(own).chain(by_text).collect();
         ends.sort_unstable();
         ends.dedup();
         self.end_ids = ends;

@@ -236,6 +236,88 @@ fn a_checkpoint_without_a_template_gets_the_one_its_tokens_call_for() {
     }
 }
 
+/// A copy of a checkpoint without its chat template.
+fn without_template(case: &str) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join("data/text").join(case)).unwrap() {
+        let path = entry.unwrap().path();
+        if !path.file_name().unwrap().to_str().unwrap().starts_with("chat_template") {
+            std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    dir
+}
+
+#[test]
+fn named_templates_need_one_that_is_the_default() {
+    let dir = without_template("generation_blocks");
+    let own = std::fs::read(fixtures().join("data/text/generation_blocks/chat_template.json")).unwrap();
+    let own: Value = serde_json::from_slice(&own).unwrap();
+    let own = own["chat_template"].as_str().unwrap();
+    let write = |templates: Value| {
+        let text = json!({"chat_template": templates}).to_string();
+        std::fs::write(dir.path().join("chat_template.json"), text).unwrap();
+        Processor::load(dir.path())
+    };
+    let error = write(json!({"rag": own, "tool_use": own})).unwrap_err().to_string();
+    assert!(error.contains("none of the chat templates `rag`, `tool_use` is named `default`"), "{error}");
+    let list = json!([{"name": "rag", "template": own}, {"name": "tool_use", "template": own}]);
+    assert!(write(list).unwrap_err().to_string().contains("`rag`, `tool_use`"));
+    let two = write(json!({"rag": "x", "default": own})).unwrap();
+    assert!(two.template_origin().ends_with("chat_template.json"));
+
+    std::fs::remove_file(dir.path().join("chat_template.json")).unwrap();
+    let place = "additional_chat_templates/default.jinja";
+    std::fs::create_dir(dir.path().join("additional_chat_templates")).unwrap();
+    std::fs::write(dir.path().join(place), own).unwrap();
+    let processor = Processor::load(dir.path()).unwrap();
+    assert!(processor.template_origin().ends_with(place));
+    let copy = tempfile::tempdir().unwrap();
+    processor.save_to(copy.path()).unwrap();
+    assert!(Processor::load(copy.path()).unwrap().template_origin().ends_with(place));
+}
+
+#[test]
+fn empty_parts_reach_the_template() {
+    let source = "{% for m in messages %}{{ m.role }}{% for p in m.content %}[{% if p.type == 'image' %}<image>{% else %}{{ p.text }}{% endif %}]{% endfor %}{% endfor %}";
+    let choice = TemplateChoice::Text(source.into());
+    let processor = processor("generation_blocks").with_template(&choice).unwrap();
+    let check = |content: Value, expected: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("records.json");
+        let answer = json!({"role": "assistant", "content": [{"type": "text", "text": "yes"}]});
+        let record = json!([{"messages": [{"role": "user", "content": content}, answer]}]);
+        std::fs::write(&file, record.to_string()).unwrap();
+        let sample = open_dataset(&file, Format::Auto, None).unwrap().get(0).unwrap();
+        assert_eq!(processor.encode(&sample, &EncodeOptions::default()).unwrap().text, expected);
+    };
+    let text = |t: &str| json!({"type": "text", "text": t});
+    check(json!([text(""), text("x")]), "user[][x]assistant[yes]");
+    check(json!(""), "user[]assistant[yes]");
+}
+
+/// `generate` of the reference takes end tokens from `generation_config.json` alone where there is one.
+#[test]
+fn a_generation_file_without_an_end_token_has_none() {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(fixtures().join("data/text/qwen_default_system")).unwrap() {
+        let path = entry.unwrap().path();
+        std::fs::copy(&path, dir.path().join(path.file_name().unwrap())).unwrap();
+    }
+    let ends = |file: Option<&str>| {
+        let path = dir.path().join("generation_config.json");
+        match file {
+            Some(text) => std::fs::write(path, text).unwrap(),
+            None => drop(std::fs::remove_file(path)),
+        }
+        std::fs::write(dir.path().join("config.json"), r#"{"eos_token_id": 7}"#).unwrap();
+        Processor::load(dir.path()).unwrap().eos_ids().to_vec()
+    };
+    assert_eq!(ends(Some(r#"{"eos_token_id": [5, 6]}"#)), [5, 6]);
+    assert_eq!(ends(Some(r#"{"do_sample": false}"#)), Vec::<u32>::new());
+    assert_eq!(ends(None), [7]);
+}
+
 #[test]
 fn records_over_the_limit_get_fewer_frames_or_are_refused() {
     let processor = processor("generation_blocks");

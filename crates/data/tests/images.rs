@@ -104,4 +104,40 @@ fn settings_that_are_not_supported_are_refused_by_name() {
         refused(r#"{"image_processor_type": "SiglipImageProcessor", "resample": 1}"#),
         "`resample: 1` is not supported; hint: supported are 2 and 3"
     );
+    // A null says no to a flag; where a value is needed, a null or another type is no default.
+    let with = |setting: &str| refused(&format!(r#"{{"image_processor_type": "SiglipImageProcessor", {setting}}}"#));
+    let hint = "; hint: correct the setting, or remove it for the class's own";
+    for (setting, expected) in [
+        (r#""do_normalize": "true""#, "`do_normalize` must be true or false, found `\"true\"`"),
+        (r#""do_rescale": 0"#, "`do_rescale` must be true or false, found `0`"),
+        (r#""resample": "bilinear""#, "`resample` must be a filter's number, found `\"bilinear\"`"),
+        (r#""resample": null"#, "`resample` must be a filter's number, found `null`"),
+        (r#""rescale_factor": null"#, "`rescale_factor` must be a number above 0, found `null`"),
+        (r#""image_mean": null"#, "`image_mean` must be three numbers, one a channel, found `null`"),
+        (
+            r#""image_std": [0.5, "x", 0.5, 0.5]"#,
+            "`image_std` must be three numbers, one a channel, found `[0.5,\"x\",0.5,0.5]`",
+        ),
+    ] {
+        assert_eq!(with(setting), format!("{expected}{hint}"));
+    }
+}
+
+#[test]
+fn a_null_flag_says_no() {
+    let all: Value =
+        serde_json::from_str(&std::fs::read_to_string(fixtures().join("images/processors.json")).unwrap()).unwrap();
+    let pixels = |key: &str, value: Value| {
+        let mut settings = all["processors"]["siglip"]["saved"].clone();
+        settings[key] = value;
+        let processor = Processor::load(checkpoint(&settings).path()).unwrap();
+        let question =
+            Turn { role: Role::User, parts: vec![Part::Media(MediaRef::image(fixtures().join("images/0.png")))] };
+        let sample = Sample::new("x", vec![question, Turn::text(Role::Assistant, "yes")]);
+        processor.encode(&sample, &EncodeOptions::default()).unwrap().pixels
+    };
+    for key in ["do_normalize", "do_rescale"] {
+        assert_eq!(pixels(key, Value::Null), pixels(key, Value::Bool(false)), "{key}");
+        assert_ne!(pixels(key, Value::Null), pixels(key, Value::Bool(true)), "{key}");
+    }
 }

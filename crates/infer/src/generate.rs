@@ -1,6 +1,7 @@
 //! Continuing prompts: one packed prefill, then one token a sequence and step until its end token or the limit.
 
 use crate::error::Result;
+use crate::rules::Rules;
 use crate::sample::{Sampler, Sampling};
 use models::{Model, ModelInput};
 
@@ -13,6 +14,8 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Tokens that end a continuation; the end token is part of it.
     pub eos_ids: Vec<u32>,
+    /// Rules of the checkpoint that change logits before a token is chosen.
+    pub rules: Rules,
 }
 
 /// Continues every sequence of a packed prompt; `on_token(sequence, id)` hears of each token as it is chosen.
@@ -36,7 +39,14 @@ pub fn generate_with(
         let width = logits.shape()[1];
         let mut next = Vec::with_capacity(active.len());
         for (&s, row) in active.iter().zip(logits.f32s()?.chunks_exact(width)) {
-            let id = samplers[s].next(row);
+            let id = if options.rules.is_empty() {
+                samplers[s].next(row)
+            } else {
+                let mut row = row.to_vec();
+                let sequence = &prompt.ids[prompt.cu_seqlens[s]..prompt.cu_seqlens[s + 1]];
+                options.rules.apply(sequence, &done[s], &options.eos_ids, &mut row);
+                samplers[s].next(&row)
+            };
             done[s].push(id);
             on_token(s, id);
             if !options.eos_ids.contains(&id) && done[s].len() < options.max_new_tokens {

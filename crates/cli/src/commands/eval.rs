@@ -12,7 +12,7 @@ use train::plan::Plan;
 use crate::args::{Common, EvalArgs};
 use crate::console::{Console, Counter};
 use crate::failure::CliError;
-use crate::model_args::{encode_options, load, open_set};
+use crate::model_args::{encode_options, generation_rules, load, open_set};
 use crate::output;
 
 /// What is judged on what.
@@ -47,6 +47,7 @@ pub fn run(args: &EvalArgs, common: &Common, console: &Console) -> Result<ExitCo
                 _ => 64,
             }),
             eos_ids: loaded.processor.eos_ids().to_vec(),
+            rules: generation_rules(&loaded, console)?,
             ..GenerateOptions::default()
         },
         on_bad_media: if args.skip_bad_media { OnBadMedia::Skip } else { OnBadMedia::Stop },

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::{Common, FrameArgs, GenerateArgs};
 use crate::console::Console;
 use crate::failure::CliError;
-use crate::model_args::{encode_options, load};
+use crate::model_args::{encode_options, generation_rules, load};
 use crate::output;
 
 /// Runs the command.
@@ -38,8 +38,12 @@ pub fn run(args: &GenerateArgs, common: &Common, console: &Console) -> Result<Ex
         console.warning(note);
     }
     console.debug(&format!("{} input tokens, {} pictures", encoded.ids.len(), encoded.num_images));
-    let options =
-        GenerateOptions { max_new_tokens: args.max_new_tokens, sampling, eos_ids: loaded.processor.eos_ids().to_vec() };
+    let options = GenerateOptions {
+        max_new_tokens: args.max_new_tokens,
+        sampling,
+        eos_ids: loaded.processor.eos_ids().to_vec(),
+        rules: generation_rules(&loaded, console)?,
+    };
     let answers = infer::generate(&loaded.model, &infer::upload_encoded(&[encoded])?, &options)?;
     let token_ids = answers.into_iter().next().unwrap_or_default();
     let text = loaded.processor.decode(&token_ids, true)?;

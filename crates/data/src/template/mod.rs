@@ -70,7 +70,9 @@ impl ChatTemplate {
         specials: BTreeMap<String, String>,
         now: i64,
     ) -> Result<Self, DataError> {
-        let (source, has_generation) = replace_generation_tags(source);
+        // Jinja reads every line end as a newline.
+        let source = source.replace("\r\n", "\n").replace('\r', "\n");
+        let (source, has_generation) = replace_generation_tags(&source);
         let mut environment = environment(now);
         environment.add_template_owned(NAME, source.into_owned()).map_err(|e| template_error(origin, &e))?;
         Ok(Self { environment, origin: origin.to_owned(), specials, has_generation, shape: ContentShape::Text })
@@ -119,14 +121,11 @@ impl ChatTemplate {
         self.environment.get_template(NAME)?.render(context)
     }
 
-    /// Renders a small dialogue in both shapes and takes the first that keeps its words and its picture.
+    /// Renders a small dialogue in both shapes and takes the first that keeps its words and its picture. The messages
+    /// of a checkpoint that takes pictures have parts; those of a text model are texts, so a text is tried first there.
     fn probe(&self, image_token: Option<&str>) -> Result<ContentShape, DataError> {
         const ASK: &str = "vidtuneask";
         const ANSWER: &str = "vidtuneanswer";
-        let keeps = |text: &str, pictures: usize| {
-            let placed = image_token.is_none_or(|t| text.matches(t).count() == pictures);
-            placed && text.matches(ASK).count() == 1 && text.matches(ANSWER).count() == 1 && !text.contains("'type'")
-        };
         let picture = if image_token.is_some() { vec![json!({"type": "image"})] } else { Vec::new() };
         let mut ask = picture.clone();
         ask.push(json!({"type": "text", "text": ASK}));
@@ -134,20 +133,34 @@ impl ChatTemplate {
             {"role": "user", "content": ask},
             {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]},
         ]);
-        let first = self.try_render(&parts, false, None);
-        if matches!(&first, Ok(text) if keeps(text, picture.len())) {
-            return Ok(ContentShape::Parts);
-        }
-        let placeholder = image_token.unwrap_or_default();
         let text = json!([
-            {"role": "user", "content": format!("{placeholder}{ASK}")},
+            {"role": "user", "content": format!("{}{ASK}", image_token.unwrap_or_default())},
             {"role": "assistant", "content": ANSWER},
         ]);
-        let second = self.try_render(&text, false, None);
-        match (first, second) {
-            (_, Ok(text)) if keeps(&text, picture.len()) => Ok(ContentShape::Text),
-            (_, Err(e)) => Err(template_error(&self.origin, &e)),
-            _ => Err(DataError::Template {
+        let keeps = |shape: ContentShape, rendered: &str| {
+            let placed = image_token.is_none_or(|t| rendered.matches(t).count() == picture.len());
+            // A template that prints a list as Python or as JSON shows the keys of its parts.
+            let printed = shape == ContentShape::Parts
+                && ["'type'", "\"type\"", "\\\"type", "\\'type"].iter().any(|key| rendered.contains(key));
+            placed && rendered.matches(ASK).count() == 1 && rendered.matches(ANSWER).count() == 1 && !printed
+        };
+        let attempt = |shape: ContentShape| {
+            let messages = if shape == ContentShape::Parts { &parts } else { &text };
+            let rendered = self.try_render(messages, false, None)?;
+            Ok::<bool, Error>(keeps(shape, &rendered))
+        };
+        let order = match image_token {
+            Some(_) => [ContentShape::Parts, ContentShape::Text],
+            None => [ContentShape::Text, ContentShape::Parts],
+        };
+        for shape in order {
+            if matches!(attempt(shape), Ok(true)) {
+                return Ok(shape);
+            }
+        }
+        match attempt(ContentShape::Text) {
+            Err(e) => Err(template_error(&self.origin, &e)),
+            Ok(_) => Err(DataError::Template {
                 origin: self.origin.clone(),
                 what: "a dialogue of one question with a picture and one answer does not come out whole".into(),
                 hint: "check the template, or choose a built-in one with `model.version`".into(),
@@ -197,8 +210,14 @@ fn replace_generation_tags(source: &str) -> (Cow<'_, str>, bool) {
     let mut copied = 0;
     let mut from = 0;
     while let Some(at) = source[from..].find("{%") {
-        let start = from + at;
-        from = start + 2;
+        // A tag in a comment is none.
+        if let Some(comment) = source[from..].find("{#").filter(|&comment| comment < at) {
+            let inside = from + comment + 2;
+            let Some(length) = source[inside..].find("#}") else { break };
+            from = inside + length + 2;
+            continue;
+        }
+        from += at + 2;
         let Some(length) = source[from..].find("%}") else { break };
         let body = &source[from..from + length];
         let inner = body.trim_start_matches(['-', '+']).trim_end_matches(['-', '+']).trim();
@@ -276,6 +295,33 @@ mod tests {
             error.to_string(),
             "chat template of `test`: line 1: too long; hint: change the dialogue so that the template accepts it, or choose another template"
         );
+    }
+
+    #[test]
+    fn line_ends_are_newlines_as_in_jinja() {
+        let t = template("{% for m in messages %}\r\n{{ m.content }}\r\nx\ry\n{% endfor %}");
+        assert_eq!(t.render(&json!([{"role": "user", "content": "a\r\nb"}]), false).unwrap(), "a\r\nb\nx\ny\n");
+    }
+
+    #[test]
+    fn a_tag_in_a_comment_is_none() {
+        let (text, found) = replace_generation_tags("{# {% generation %} #}{# x");
+        assert!(!found, "{text}");
+        let (text, _) = replace_generation_tags("{# {% generation %} #}{% generation %}a{% endgeneration %}");
+        assert_eq!(text, "{# {% generation %} #}{% filter vidtune_generation %}a{% endfilter %}");
+    }
+
+    #[test]
+    fn a_text_model_is_given_text_where_its_template_takes_both() {
+        let both = "{% for m in messages %}{% if m.content is string %}{{ m.content }}{% else %}[{% for p in m.content %}{{ p.text }}{% endfor %}]{% endif %}{% endfor %}";
+        let shape = |source: &str, image: Option<&str>| {
+            ChatTemplate::compile(source, "test", BTreeMap::new(), image, 0).map(|t| t.shape())
+        };
+        assert_eq!(shape(both, None).unwrap(), ContentShape::Text);
+        // A list that is printed is not understood.
+        let json = "{% for m in messages %}{{ m.content | tojson }}{% endfor %}";
+        assert_eq!(shape(json, None).unwrap(), ContentShape::Text);
+        assert_eq!(shape(json, Some("<image>")).unwrap(), ContentShape::Text);
     }
 
     #[test]
