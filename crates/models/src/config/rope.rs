@@ -61,20 +61,15 @@ impl RopeConfig {
     pub fn read(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<RopeConfig> {
         let top_theta = fields.f64_or("rope_theta", 10_000.0)?;
         let top_partial = fields.f64_or("partial_rotary_factor", 1.0)?;
-        let scaling = match (fields.raw("rope_parameters"), fields.raw("rope_scaling")) {
-            (Some(p), _) => Some(("rope_parameters", p)),
-            (None, Some(s)) => Some(("rope_scaling", s)),
+        // Where both spellings are given the reference takes the older one, if it says anything.
+        let older = fields.raw("rope_scaling").filter(|v| v.as_object().is_none_or(|o| !o.is_empty()));
+        let scaling = match (fields.raw("rope_parameters"), older) {
+            (_, Some(s)) => Some(("rope_scaling", s)),
+            (Some(p), None) => Some(("rope_parameters", p)),
             (None, None) => None,
         };
         let Some((name, value)) = scaling else {
-            return RopeConfig::finish(
-                fields,
-                "partial_rotary_factor",
-                top_theta,
-                head_dim,
-                top_partial,
-                RopeKind::Default,
-            );
+            return RopeConfig::finish(fields, "rope_theta", top_theta, head_dim, 1.0, RopeKind::Default);
         };
         let sub = Fields::new(format!("{}/{name}", fields.place()), value)?;
         let theta = sub.f64_or("rope_theta", top_theta)?;
@@ -121,6 +116,8 @@ impl RopeConfig {
             }
         };
         sub.finish()?;
+        // The unscaled rotation of Llama and Qwen2 turns whole heads, whatever the factor says.
+        let partial = if kind == RopeKind::Default { 1.0 } else { partial };
         RopeConfig::finish(fields, name, theta, head_dim, partial, kind)
     }
 
@@ -190,5 +187,32 @@ impl RopeConfig {
             RopeKind::Yarn { attention_factor, .. } => attention_factor as f32,
             _ => 1.0,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// The rotary parameters that `LlamaConfig` of transformers 5.23 ends up with, for heads of 16 dimensions.
+    #[test]
+    fn both_spellings_and_a_partial_factor_are_taken_as_the_reference_takes_them() {
+        let check = |config: serde_json::Value, theta: f64, kind: RopeKind| {
+            let fields = Fields::new("config.json", &config).unwrap();
+            let found = RopeConfig::read(&fields, 16, 2048).unwrap();
+            assert_eq!((found.theta, found.dim, found.kind), (theta, 16, kind), "{config}");
+        };
+        let (new, old) = (
+            json!({"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}),
+            json!({"type": "linear", "factor": 4.0}),
+        );
+        check(json!({"rope_parameters": new}), 500.0, RopeKind::Linear { factor: 2.0 });
+        check(json!({"rope_parameters": new, "rope_scaling": old}), 10_000.0, RopeKind::Linear { factor: 4.0 });
+        check(json!({"rope_parameters": new, "rope_scaling": {}}), 500.0, RopeKind::Linear { factor: 2.0 });
+        check(json!({"rope_parameters": new, "rope_scaling": null}), 500.0, RopeKind::Linear { factor: 2.0 });
+        check(json!({"partial_rotary_factor": 0.5, "rope_theta": 300.0}), 300.0, RopeKind::Default);
+        let partial = json!({"rope_type": "default", "rope_theta": 300.0, "partial_rotary_factor": 0.5});
+        check(json!({"rope_parameters": partial}), 300.0, RopeKind::Default);
     }
 }

@@ -126,7 +126,7 @@ impl Model {
         }
         let saved = self.take_saved(&config, &mut whole).map_err(fail)?;
         for (name, found) in &whole {
-            self.check_copy(name, found).map_err(fail)?;
+            self.check_copy(&config, name, found).map_err(fail)?;
         }
         let config = portable::resolved(&config, &adapted, self.outermost_modules(&saved))?;
         self.activate(ActiveAdapter { config: config.clone(), params, saved })?;
@@ -179,11 +179,14 @@ impl Model {
 
     /// A tensor of the file that is neither a matrix nor of a module saved whole: PEFT writes copies of embeddings and
     /// of adapted heads, which must be those of this base model.
-    fn check_copy(&self, name: &str, found: &WholeTensor) -> std::result::Result<(), String> {
+    fn check_copy(&self, config: &LoraConfig, name: &str, found: &WholeTensor) -> std::result::Result<(), String> {
         if self.is_absent(name) {
             return Ok(());
         }
         let tied = self.decoder.is_tied() && name == format!("{}.weight", self.decoder.lm_head.path);
+        if tied && config.modules_to_save.iter().any(|module| "lm_head".ends_with(module)) {
+            return Err(tied_error("lm_head").to_string());
+        }
         let name = if tied { self.decoder.embed_tokens.name() } else { name };
         let Some(p) = self.params.iter().find(|p| p.name == name) else {
             return Err(format!("tensor `{}` has no place in the model", found.key));
