@@ -86,6 +86,8 @@ CLIPS = {
     "mpeg4.avi": (96, 64, 40, "25", ["-c:v", "mpeg4", "-q:v", "6", "-g", "12"]),
     "mpeg4_b.avi": (96, 64, 40, "25", ["-c:v", "mpeg4", "-q:v", "6", "-bf", "2", "-g", "12"]),
     "mpeg4_b.mp4": (96, 64, 40, "25", ["-c:v", "mpeg4", "-q:v", "6", "-bf", "2", "-g", "12"]),
+    # Its container flags every frame as a keyframe.
+    "h263.avi": (176, 144, 30, "25", ["-c:v", "h263", "-q:v", "16", "-g", "12"]),
     "mjpeg.avi": (96, 64, 15, "10", ["-c:v", "mjpeg", "-q:v", "6"]),
     "mpeg2.ts": (96, 64, 40, "25", ["-c:v", "mpeg2video", "-q:v", "6", "-bf", "2", "-g", "12"]),
     "theora.ogv": (96, 64, 40, "25", ["-c:v", "libtheora", "-q:v", "5", "-g", "12"]),
@@ -149,6 +151,11 @@ def make(name):
     elif name == "cinepak.avi":
         # A codec that is not opened.
         run(["-i", str(OUT / "h264_small.mp4"), "-frames:v", "3", "-c:v", "cinepak", "-fflags", "+bitexact", str(target)])
+    elif name.endswith("_no_stss.mp4"):
+        # Without its table of sync samples every frame of a track counts as one.
+        data = (OUT / name.replace("_no_stss", "")).read_bytes()
+        assert data.count(b"stss") == 1
+        target.write_bytes(data.replace(b"stss", b"free"))
     elif name.startswith("matrix"):
         # The eight display matrices: turned by quarters, and mirrored; written into the track header.
         data = (OUT / "h264_gop12.mp4").read_bytes()
@@ -163,7 +170,8 @@ def make(name):
 
 MATRICES = [f"matrix_{a}_{b}_{c}_{d}.mp4" for a, b, c, d in
             [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0), (-1, 0, 0, 1), (0, 1, 1, 0), (1, 0, 0, -1), (0, -1, -1, 0)]]
-OTHERS = ["two_videos.mkv", "cover_first.mp4", "late_start.mp4", "no_video.mp4", "cinepak.avi", *MATRICES]
+OTHERS = ["two_videos.mkv", "cover_first.mp4", "late_start.mp4", "no_video.mp4", "cinepak.avi",
+          "hevc_no_stss.mp4", "mpeg4_b_no_stss.mp4", "h264_gop12_no_stss.mp4", *MATRICES]
 
 
 def sha(rgb):

@@ -3,6 +3,9 @@
 
 use crate::MediaError;
 
+/// Most frames that one request may ask for: some rules repeat frames, so the clip alone is no bound.
+const MAX_WANTED: usize = 1 << 20;
+
 /// The rules, each named after the program whose choice it repeats.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FrameRule {
@@ -126,6 +129,7 @@ pub fn sample_indices(
     }
     match spec.count {
         FrameCount::Num(0) => return refuse("0 frames are wanted".into()),
+        FrameCount::Num(wanted) => check_count(wanted)?,
         FrameCount::Fps(wanted) if !(wanted > 0.0 && wanted.is_finite()) => {
             return refuse(format!("{wanted} frames a second are wanted"));
         }
@@ -139,6 +143,7 @@ pub fn sample_indices(
     {
         return refuse(format!("at least {min} and at most {max} frames are wanted"));
     }
+    spec.min_frames.map_or(Ok(()), check_count)?;
     let (first, count) = range(num_frames, fps, seconds, spec)?;
     let mut indices = match spec.rule {
         FrameRule::Transformers => transformers(count, fps, spec),
@@ -194,6 +199,14 @@ fn refuse<T>(detail: String) -> Result<T, MediaError> {
     Err(MediaError::BadRequest { detail })
 }
 
+/// Refuses counts that no rule needs and that would cost memory before a frame is read.
+fn check_count(wanted: usize) -> Result<(), MediaError> {
+    if wanted > MAX_WANTED {
+        return refuse(format!("{wanted} frames are wanted and at most {MAX_WANTED} are given; hint: ask for fewer"));
+    }
+    Ok(())
+}
+
 fn too_many<T>(wanted: impl std::fmt::Display, total: usize) -> Result<T, MediaError> {
     refuse(format!("{wanted} frames are wanted and the clip has {total}; hint: lower `num_frames` or `fps`"))
 }
@@ -240,6 +253,9 @@ fn qwen3_vl(total: usize, fps: f64, spec: &SampleSpec) -> Result<Vec<usize>, Med
         FrameCount::Num(wanted) => wanted,
         FrameCount::Fps(rate) => ((total as f64 / fps * rate) as usize).max(min).min(max).min(total),
     };
+    if wanted > total {
+        check_count(wanted)?;
+    }
     Ok(numpy_linspace(total - 1, wanted).map(|x| x.round_ties_even() as usize).collect())
 }
 
@@ -290,6 +306,9 @@ fn segments(total: usize, fps: f64, spec: &SampleSpec) -> Result<Vec<usize>, Med
         FrameCount::Num(wanted) => wanted,
         FrameCount::Fps(rate) => bounded(((total as f64 / fps * rate) as usize).max(1), spec),
     };
+    if wanted > total {
+        check_count(wanted)?;
+    }
     let middle = |i: usize| (2 * i + 1) * total / (2 * wanted);
     Ok((0..wanted)
         .map(|i| {

@@ -48,6 +48,15 @@ impl Picture {
         (self.raw().width.max(0) as u32, self.raw().height.max(0) as u32)
     }
 
+    /// Whether the decoder itself calls the picture one that refers to no other before it.
+    pub fn is_key(&self) -> bool {
+        #[cfg(libav_6_1)]
+        let is_key = self.raw().flags & ffi::AV_FRAME_FLAG_KEY as c_int != 0;
+        #[cfg(not(libav_6_1))]
+        let is_key = self.raw().key_frame != 0;
+        is_key
+    }
+
     /// Whether the decoder reported errors inside the picture.
     pub fn is_damaged(&self) -> bool {
         self.raw().decode_error_flags != 0 || self.raw().flags & ffi::AV_FRAME_FLAG_CORRUPT as c_int != 0

@@ -79,6 +79,19 @@ fn impossible_requests_are_refused_in_words() {
         refused(5, 0.0, plain(FrameCount::Fps(1.0))),
         "bad request: the clip's rate is 0; hint: ask for a number of frames instead"
     );
+    // Rules that repeat frames have no bound in the clip.
+    for rule in ["transformers", "qwen2_vl", "qwen3_vl", "qwen_vl_utils", "stride", "segments"] {
+        let rule: FrameRule = rule.parse().unwrap();
+        for wanted in [99_999_999_999, usize::MAX] {
+            assert_eq!(
+                refused(5, 30.0, SampleSpec::new(rule, FrameCount::Num(wanted))),
+                format!("bad request: {wanted} frames are wanted and at most 1048576 are given; hint: ask for fewer")
+            );
+            let spec = SampleSpec { min_frames: Some(wanted), ..SampleSpec::new(rule, FrameCount::Fps(1.0)) };
+            assert!(refused(5, 30.0, spec).contains("at most 1048576"));
+        }
+    }
+    assert!(refused(5, 30.0, SampleSpec::new(FrameRule::Segments, FrameCount::Fps(1e18))).contains("at most 1048576"));
     let spec = SampleSpec { start: Some(2.0), ..SampleSpec::new(FrameRule::QwenVlUtils, FrameCount::Num(2)) };
     assert_eq!(
         refused(30, 30.0, spec),

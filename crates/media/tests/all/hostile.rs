@@ -285,7 +285,7 @@ fn limits_can_be_set_lower() {
     let limits = Limits { max_decoded_bytes: 40_000, ..base.clone() };
     assert_eq!(
         told(&decode_frames(&index, &[3, 3, 4, 5], &limits).unwrap_err()).1.split("; hint").next().unwrap(),
-        "`h264_gop12.mp4`: too large: max_decoded_bytes is 55296 (3 frames of 96x64), the limit is 40000"
+        "`h264_gop12.mp4`: too large: max_decoded_bytes is 73728 (4 frames, 96x64 by the header), the limit is 40000"
     );
     let error = index_video(&fixture("clips/vp9.webm"), &Limits { max_packets: 10, ..base.clone() }).unwrap_err();
     assert_eq!(error.reason(), "too_large");
@@ -295,6 +295,28 @@ fn limits_can_be_set_lower() {
     assert_eq!(error.reason(), "too_large");
     let error = load_image(&fixture("images/grey.jpg"), &Limits { deadline: Duration::ZERO, ..base }).unwrap_err();
     assert_eq!(error.reason(), "deadline");
+}
+
+/// The bound on decoded bytes goes by the pictures that come out, not by the size that the header states.
+#[test]
+fn a_header_that_lies_about_the_size_frees_no_memory() {
+    let mut bytes = clip("h264_gop12.mp4");
+    // The sample description states the size 24 bytes behind the start of its fields, as two 16-bit numbers.
+    let entry = bytes.windows(4).rposition(|name| name == b"avc1").unwrap() + 4;
+    let at = (entry..entry + 40).find(|&at| bytes[at..at + 4] == [0, 96, 0, 64]).unwrap();
+    bytes[at..at + 4].copy_from_slice(&[0, 2, 0, 2]);
+    let file = file("clip.mp4", &bytes);
+    let limits = Limits { max_decoded_bytes: 96 * 64 * 3 * 3, ..Limits::default() };
+    let index = index_video(&file.path, &limits).unwrap();
+    assert_eq!((index.width, index.height), (2, 2));
+    assert_eq!(decode_frames(&index, &[0, 1, 2], &limits).unwrap().len(), 3);
+    for indices in [&[0, 1, 2, 3][..], &[0, 20, 40, 59], &[7, 7, 7, 7], &[1, 0, 1, 0]] {
+        let error = decode_frames(&index, indices, &limits).unwrap_err();
+        assert_eq!(
+            told(&error).1.split("; hint").next().unwrap(),
+            "`clip.mp4`: too large: max_decoded_bytes is 73728 (4 frames, 2x2 by the header), the limit is 55296"
+        );
+    }
 }
 
 #[test]
