@@ -24,11 +24,20 @@ pub fn atomic_write(path: impl AsRef<Path>, bytes: &[u8]) -> Result<()> {
 }
 
 /// As [`atomic_write`], with the content produced by `fill` (streaming). An error of `fill` leaves the target untouched.
+/// A link stays, and what it points to is written; a device or a pipe is written to as it stands.
 ///
 /// # Errors
-/// Those of `fill`, and [`HubError::Io`].
+/// Those of `fill`, [`HubError::IsFolder`] and [`HubError::Io`].
 pub fn atomic_file(path: impl AsRef<Path>, fill: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let path = path.as_ref();
+    let path = &match fs::metadata(path) {
+        Ok(meta) if meta.is_dir() => return Err(HubError::IsFolder { path: path.to_path_buf() }),
+        Ok(meta) if !meta.is_file() => {
+            let mut file = OpenOptions::new().write(true).open(path).map_err(|e| HubError::io("open", path, e))?;
+            return fill(&mut file);
+        }
+        _ => behind_links(path)?,
+    };
     let temporary = temporary_beside(path)?;
     let written = (|| {
         let mut file = OpenOptions::new()
@@ -47,6 +56,21 @@ pub fn atomic_file(path: impl AsRef<Path>, fill: impl FnOnce(&mut File) -> Resul
         return Err(error);
     }
     sync_dir(parent_of(path))
+}
+
+/// Where a link points to, by way of other links; a path that is no link is itself, and the end need not exist.
+fn behind_links(path: &Path) -> Result<PathBuf> {
+    // As many as Linux follows.
+    const MOST: usize = 40;
+    let mut path = path.to_path_buf();
+    for _ in 0..MOST {
+        if !path.symlink_metadata().is_ok_and(|meta| meta.is_symlink()) {
+            break;
+        }
+        let link = fs::read_link(&path).map_err(|e| HubError::io("follow", &path, e))?;
+        path = parent_of(&path).join(link);
+    }
+    Ok(path)
 }
 
 /// Makes the folder `target` at once: `fill` writes into a temporary folder beside it, everything is flushed, then it is

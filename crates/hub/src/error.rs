@@ -108,6 +108,12 @@ pub enum HeaderFault {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HubError {
+    /// A folder stands where a file is to be written.
+    #[error("`{path}` is a folder, and a file is to be written there")]
+    IsFolder {
+        /// The folder.
+        path: PathBuf,
+    },
     /// A file system call failed.
     #[error("cannot {action} `{path}`: {source}")]
     Io {
@@ -338,6 +344,7 @@ impl HubError {
             HubError::MissingShard { .. } | HubError::NotInShard { .. } => {
                 "the checkpoint is incomplete: fetch it again"
             }
+            HubError::IsFolder { .. } => "name a file in it",
             HubError::Exists { .. } => "choose another output folder, or move the existing one away",
             HubError::BadModelSpec { .. } => {
                 "write `./name` for a folder, `owner/name` or `owner/name@revision` for the hub"

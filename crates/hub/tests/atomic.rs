@@ -32,7 +32,37 @@ fn a_file_is_replaced_whole() {
     assert_eq!(names(dir.path()), ["a.json"]);
     let error = atomic_write(dir.path().join("none/a.json"), b"").unwrap_err();
     assert!(error.to_string().starts_with("cannot create `"), "{error}");
-    assert!(matches!(atomic_write("/", b""), Err(HubError::NoFileName { .. })));
+    assert!(matches!(atomic_write("/", b""), Err(HubError::IsFolder { .. })));
+}
+
+/// What stands at the target and is no file of its own keeps its nature.
+#[cfg(unix)]
+#[test]
+fn links_pipes_and_folders_are_not_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name);
+    fs::create_dir(at("real")).unwrap();
+    fs::write(at("real/a"), "old").unwrap();
+    std::os::unix::fs::symlink("real/a", at("link")).unwrap();
+    std::os::unix::fs::symlink("link", at("link_to_link")).unwrap();
+    std::os::unix::fs::symlink("real/b", at("dangling")).unwrap();
+    for (name, file) in [("link", "real/a"), ("link_to_link", "real/a"), ("dangling", "real/b")] {
+        atomic_write(at(name), name.as_bytes()).unwrap();
+        assert!(at(name).symlink_metadata().unwrap().is_symlink(), "{name}");
+        assert_eq!(fs::read(at(file)).unwrap(), name.as_bytes());
+    }
+    assert_eq!(names(&at("real")), ["a", "b"]);
+
+    assert!(std::process::Command::new("mkfifo").arg(at("pipe")).status().unwrap().success());
+    let pipe = at("pipe");
+    let reader = std::thread::spawn(move || fs::read(pipe).unwrap());
+    atomic_write(at("pipe"), b"through").unwrap();
+    assert!(!at("pipe").symlink_metadata().unwrap().is_file());
+    assert_eq!(reader.join().unwrap(), b"through");
+
+    let error = atomic_write(at("real"), b"").unwrap_err();
+    assert!(matches!(error, HubError::IsFolder { .. }), "{error}");
+    assert_eq!(names(&at("real")), ["a", "b"]);
 }
 
 #[test]
