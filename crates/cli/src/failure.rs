@@ -147,7 +147,9 @@ fn exit_of_data(error: &data::DataError) -> Exit {
 
 fn exit_of_hub(error: &hub::HubError) -> Exit {
     match error {
-        hub::HubError::BadModelSpec { .. } | hub::HubError::NoSuchFolder { .. } => Exit::Usage,
+        hub::HubError::BadModelSpec { .. } | hub::HubError::NoSuchFolder { .. } | hub::HubError::IsFolder { .. } => {
+            Exit::Usage
+        }
         _ => Exit::Failed,
     }
 }
@@ -220,12 +222,13 @@ mod tests {
         let missing = || media::MediaError::MissingFile { path: "x.mp4".into() };
         assert_eq!(exit_of(&missing()), Exit::Data);
         assert_eq!(exit_of(&media::MediaError::BadRequest { detail: String::new() }), Exit::Usage);
-        let record = data::DataError::Media { id: "1".into(), source: Box::new(missing()) };
+        let record = data::DataError::media(&data::Sample::new("1", Vec::new()), missing());
         assert_eq!(exit_of(&infer::InferError::Data(record)), Exit::Data);
         let no_libav = || media::MediaError::NoLibav { detail: String::new(), hint: String::new() };
         assert_eq!(exit_of(&no_libav()), Exit::Failed);
         assert_eq!(exit_of(&data::DataError::Media { id: "1".into(), source: Box::new(no_libav()) }), Exit::Failed);
         assert_eq!(exit_of(&hub::HubError::BadModelSpec { spec: "x".into() }), Exit::Usage);
+        assert_eq!(exit_of(&hub::HubError::IsFolder { path: "x".into() }), Exit::Usage);
         assert_eq!(exit_of(&hub::HubError::NoCacheDir), Exit::Failed);
         assert_eq!(exit_of(&CliError::usage("a", "b")), Exit::Usage);
     }

@@ -1,10 +1,12 @@
-//! Data on its way out: to stdout or, atomically, to a file. Owns no format.
+//! Data on its way out: to stdout or, atomically, to a file. Owns no format, and the notes that go with data.
 
 use std::io::{self, Write};
 use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
+
+use crate::console::Console;
 
 /// Writes `bytes` to `path`, whole or not at all, or to stdout. Missing folders of `path` are made.
 ///
@@ -30,6 +32,19 @@ pub fn write_json(path: Option<&Path>, value: &impl Serialize) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)?;
     bytes.push(b'\n');
     write(path, &bytes)
+}
+
+/// Warns of records that were not used as they were asked for; beyond the first few it only counts them. `place` holds
+/// them all.
+pub fn tell_notes<'a>(noted: impl ExactSizeIterator<Item = (&'a str, &'a [String])>, place: &str, console: &Console) {
+    const SHOWN: usize = 10;
+    let more = noted.len().saturating_sub(SHOWN);
+    for (id, notes) in noted.take(SHOWN) {
+        console.warning(&format!("record `{id}`: {}", notes.join("; ")));
+    }
+    if more > 0 {
+        console.warning(&format!("{more} more records have notes: see {place}"));
+    }
 }
 
 /// A value as one line of JSON on stdout.

@@ -85,7 +85,7 @@ impl Clips {
     /// Chooses the frames of the clip opened last.
     fn choose(&mut self, sample: &Sample, options: &EncodeOptions, defaults: &VideoDefaults) -> Result<(), DataError> {
         let Some(clip) = self.clips.last_mut() else { return Ok(()) };
-        let media_error = |e| DataError::Media { id: sample.id.clone(), source: Box::new(e) };
+        let media_error = |e| DataError::media(sample, e);
         let reference = &clip.reference;
         let (total, fps, seconds, is_list): (usize, f64, &[f64], bool) = match &clip.opened {
             Opened::Picture(_) => return Ok(()),
@@ -186,8 +186,8 @@ impl Clips {
     ///
     /// # Errors
     /// A file that cannot be decoded.
-    pub fn load(&mut self, id: &str, options: &EncodeOptions) -> Result<Vec<(RgbImage, FrameInfo)>, DataError> {
-        let error = |e| DataError::Media { id: id.to_owned(), source: Box::new(e) };
+    pub fn load(&mut self, sample: &Sample, options: &EncodeOptions) -> Result<Vec<(RgbImage, FrameInfo)>, DataError> {
+        let error = |e| DataError::media(sample, e);
         let mut loaded = Vec::with_capacity(self.clips.len());
         for clip in &self.clips {
             let frames: Vec<(RgbImage, FrameInfo)> = match &clip.opened {
@@ -296,7 +296,7 @@ pub(crate) fn name_of(reference: &MediaRef) -> String {
 }
 
 fn open(sample: &Sample, reference: &MediaRef, options: &EncodeOptions) -> Result<Opened, DataError> {
-    let media_error = |e| DataError::Media { id: sample.id.clone(), source: Box::new(e) };
+    let media_error = |e| DataError::media(sample, e);
     let is_image = reference.kind == MediaKind::Image;
     let path = match &reference.source {
         MediaSource::Files(files) => return Ok(Opened::Frames { files: files.clone(), fps: list_rate(reference) }),
@@ -323,8 +323,12 @@ fn list_rate(reference: &MediaRef) -> f64 {
 }
 
 fn fetch(sample: &Sample, url: &str, options: &EncodeOptions) -> Result<PathBuf, DataError> {
-    let error =
-        |e: hub::HubError| DataError::Download { id: sample.id.clone(), url: url.to_owned(), detail: e.to_string() };
+    let error = |e: hub::HubError| DataError::Download {
+        origin: Box::new(sample.origin.clone()),
+        id: sample.id.clone(),
+        url: url.to_owned(),
+        detail: e.to_string(),
+    };
     let mut download = hub::DownloadOptions::new(&hub::HubEnv::from_env().map_err(error)?);
     if let Some(dir) = &options.cache_dir {
         download.cache_dir = dir.clone();

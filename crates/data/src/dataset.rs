@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::error::DataError;
+use crate::error::{DataError, RecordError};
 use crate::formats;
 use crate::json_index::{JsonIndex, dataset_error};
 use crate::record::{Format, Origin, Sample};
@@ -74,14 +74,19 @@ impl Dataset {
     /// What is wrong with the record, with file and line.
     pub fn get(&self, index: u64) -> Result<Sample, DataError> {
         let (file, place) = self.locate(index)?;
-        let (text, key) = file.index.read(place)?;
-        let mut origin = Origin { file: file.path.clone(), line: 0, index };
-        match formats::parse(&text, key, file.format, &origin, &file.media_dir) {
-            Ok(sample) => Ok(sample),
-            Err(_) => {
-                // The line costs a pass over the file: it is found only when there is something to say.
-                origin.line = file.index.line_of(place);
-                formats::parse(&text, key, file.format, &origin, &file.media_dir)
+        let (bytes, key) = (file.index.read(place)?, file.index.key(place));
+        let origin = Origin { file: file.path.clone(), line: file.index.line_of(place), index };
+        match std::str::from_utf8(&bytes) {
+            Ok(text) => formats::parse(text, key, file.format, &origin, &file.media_dir),
+            Err(error) => {
+                let before = &bytes[..error.valid_up_to()];
+                let lines = before.iter().filter(|&&b| b == b'\n').count() as u64;
+                let column = before.len() - before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1) + 1;
+                let (place, id) = (Origin { line: origin.line + lines, ..origin }, self.id(index));
+                let what = format!("column {column}: the text is not UTF-8");
+                Err(RecordError::new("bad_json", &place, Some(&id), what)
+                    .hint("save the file in UTF-8, or set `data.on_bad_media: skip`")
+                    .into())
             }
         }
     }
@@ -90,8 +95,9 @@ impl Dataset {
     pub fn id(&self, index: u64) -> String {
         let Ok((file, place)) = self.locate(index) else { return index.to_string() };
         match file.index.read(place) {
-            Ok((text, key)) => {
-                formats::id_of(&serde_json::from_str(&text).unwrap_or(serde_json::Value::Null), key, index)
+            Ok(bytes) => {
+                let value = serde_json::from_str(&String::from_utf8_lossy(&bytes));
+                formats::id_of(&value.unwrap_or(serde_json::Value::Null), file.index.key(place), index)
             }
             Err(_) => index.to_string(),
         }
@@ -116,8 +122,7 @@ pub fn open_dataset(path: &Path, format: Format, media_dir: Option<&Path>) -> Re
 fn detect(path: &Path, index: &JsonIndex) -> Result<Format, DataError> {
     let mut seen = None;
     for i in 0..index.len().min(DETECT_RECORDS) {
-        let (text, _) = index.read(i)?;
-        let Ok(value) = serde_json::from_str::<serde_json::Value>(&text) else { continue };
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&index.read(i)?) else { continue };
         if let Some(format) = formats::detect(&value) {
             return Ok(format);
         }

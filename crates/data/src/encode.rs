@@ -36,7 +36,7 @@ impl Processor {
         if let (Some(limit), Some(each)) = (options.max_length, self.tokens_per_image()) {
             text = self.fit(sample, &mut clips, options, text, limit, each)?;
         }
-        let pictures = clips.load(&sample.id, options)?;
+        let pictures = clips.load(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
         let mut counts = Vec::with_capacity(pictures.len());
         if let Some((settings, tokens)) = &self.image {
@@ -76,10 +76,11 @@ impl Processor {
     fn render(&self, sample: &Sample, clips: &Clips, options: &EncodeOptions) -> Result<Tokenised, DataError> {
         let messages = self.messages(sample, clips)?;
         let rendered = if options.add_generation_prompt {
-            Rendered { text: self.template.render(&messages, true)?, spans: Vec::new() }
+            self.template.render(&messages, true).map(|text| Rendered { text, spans: Vec::new() })
         } else {
-            spans::render(&self.template, &messages)?
+            spans::render(&self.template, &messages)
         };
+        let rendered = rendered.map_err(|error| refused_by_template(sample, error))?;
         let num_pictures: usize = (0..sample.media().count()).map(|m| clips.num_pictures(m)).sum();
         if let Some((_, tokens)) = &self.image {
             let found = rendered.text.matches(&tokens.text).count();
@@ -333,6 +334,18 @@ fn supervised_bytes(pieces: &[Piece], supervised: &[bool]) -> Vec<Range<usize>> 
         joined = learn;
     }
     ranges
+}
+
+/// A template that took a dialogue when it was loaded and refuses this one: the fault of the record.
+fn refused_by_template(sample: &Sample, error: DataError) -> DataError {
+    match error {
+        DataError::Template { origin, what, hint } => {
+            record_error(sample, "template", format!("the chat template of `{origin}` refuses the dialogue: {what}"))
+                .hint(hint)
+                .into()
+        }
+        other => other,
+    }
 }
 
 fn record_error(sample: &Sample, reason: &'static str, what: impl Into<String>) -> RecordError {

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-use crate::record::Origin;
+use crate::record::{Origin, Sample};
 
 /// What is wrong with one record, where, and what to do about it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,6 +79,15 @@ impl fmt::Display for RecordError {
     }
 }
 
+/// The place of an error that concerns a record, and no more than that.
+struct Place<'a>(&'a Origin, &'a str);
+
+impl fmt::Display for Place<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_place(f, self.0, Some(self.1))
+    }
+}
+
 /// Writes "`file` line 3, record `id`: ", leaving out what is unknown.
 fn write_place(f: &mut fmt::Formatter<'_>, origin: &Origin, id: Option<&str>) -> fmt::Result {
     let has_file = !origin.file.as_os_str().is_empty();
@@ -103,16 +112,20 @@ pub enum DataError {
     #[error("{0}")]
     Record(RecordError),
     /// A media file of a record that cannot be used.
-    #[error("record `{id}`: {source}")]
+    #[error("{place}{source}", place = Place(origin, id))]
     Media {
+        /// File and line of the record.
+        origin: Box<Origin>,
         /// The record.
         id: String,
         /// What is wrong with the file.
         source: Box<media::MediaError>,
     },
     /// Media that had to be fetched and could not.
-    #[error("record `{id}`: `{url}`: {detail}; hint: check the address and the network, or give a local file")]
+    #[error("{place}`{url}`: {detail}; hint: check the address and the network, or give a local file", place = Place(origin, id))]
     Download {
+        /// File and line of the record.
+        origin: Box<Origin>,
         /// The record.
         id: String,
         /// The address.
@@ -244,6 +257,11 @@ impl DataError {
             Self::Record(_) | Self::Download { .. } => true,
             _ => false,
         }
+    }
+
+    /// A [`DataError::Media`] of a record.
+    pub fn media(sample: &Sample, source: media::MediaError) -> Self {
+        Self::Media { origin: Box::new(sample.origin.clone()), id: sample.id.clone(), source: Box::new(source) }
     }
 
     pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {

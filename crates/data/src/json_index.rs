@@ -14,8 +14,8 @@ pub(crate) struct Entry {
     pub start: u64,
     /// Length in bytes.
     pub len: u32,
-    /// Position in [`JsonIndex::keys`] plus one when the top level is an object; 0 otherwise.
-    key: u32,
+    /// Line on which it starts, counted from 1.
+    pub line: u32,
 }
 
 /// Where the records of a file lie.
@@ -23,6 +23,7 @@ pub(crate) struct Entry {
 pub(crate) struct JsonIndex {
     path: PathBuf,
     entries: Vec<Entry>,
+    /// One for each entry when the top level is an object; empty otherwise.
     keys: Vec<String>,
 }
 
@@ -36,15 +37,21 @@ impl JsonIndex {
     /// Indexes a file: one record a line when its name ends in `.jsonl` or `.ndjson` or when its first line is a whole
     /// object followed by another line with one; otherwise a list or object of records.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        let file = File::open(path).map_err(|e| match e.kind() {
+        // Looked at before it is opened: opening a pipe would wait for whoever writes to it.
+        let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
             std::io::ErrorKind::NotFound => {
                 dataset_error(path, "missing_file", "no such file", "check `data.train.path`")
             }
             _ => DataError::io(path, e),
         })?;
-        if file.metadata().is_ok_and(|m| m.is_dir()) {
+        if meta.is_dir() {
             return Err(dataset_error(path, "not_a_file", "this is a folder", "give the `.json` or `.jsonl` file"));
         }
+        if !meta.is_file() {
+            let hint = "records are read in any order and more than once: write them to a file first";
+            return Err(dataset_error(path, "not_a_file", "this is not a regular file", hint));
+        }
+        let file = File::open(path).map_err(|e| DataError::io(path, e))?;
         let mut index = Self { path: path.to_path_buf(), entries: Vec::new(), keys: Vec::new() };
         if is_lines(path) {
             index.scan_lines(BufReader::with_capacity(CHUNK, file))?;
@@ -62,8 +69,8 @@ impl JsonIndex {
         self.entries.len() as u64
     }
 
-    /// The record's text, comments blanked out, and its key when the top level is an object.
-    pub fn read(&self, index: u64) -> Result<(String, Option<&str>), DataError> {
+    /// The record's bytes, comments blanked out. They need not be text.
+    pub fn read(&self, index: u64) -> Result<Vec<u8>, DataError> {
         let Some(entry) = self.entries.get(index as usize) else {
             return Err(DataError::NoRecord { index, total: self.len() });
         };
@@ -74,38 +81,20 @@ impl JsonIndex {
             dataset_error(&self.path, "changed", "the file changed while it was used", "keep dataset files unchanged")
         })?;
         blank_comments(&mut bytes);
-        let text = String::from_utf8(bytes).map_err(|_| {
-            let line = self.line_of(index);
-            dataset_error(
-                &self.path,
-                "bad_json",
-                format!("line {line}: the text is not UTF-8"),
-                "save the file in UTF-8".to_owned(),
-            )
-        })?;
-        let key = (entry.key as usize).checked_sub(1).and_then(|k| self.keys.get(k)).map(String::as_str);
-        Ok((text, key))
+        Ok(bytes)
     }
 
-    /// The line, counted from 1, at which the record starts. Reads the file up to there: for messages only.
+    /// The record's key when the top level is an object.
+    pub fn key(&self, index: u64) -> Option<&str> {
+        self.keys.get(index as usize).map(String::as_str)
+    }
+
+    /// The line, counted from 1, at which the record starts.
     pub fn line_of(&self, index: u64) -> u64 {
-        let Some(entry) = self.entries.get(index as usize) else { return 0 };
-        let Ok(file) = File::open(&self.path) else { return 0 };
-        let mut reader = BufReader::with_capacity(CHUNK, file.take(entry.start));
-        let mut lines = 1;
-        loop {
-            match reader.fill_buf() {
-                Ok([]) | Err(_) => return lines,
-                Ok(chunk) => {
-                    lines += chunk.iter().filter(|&&b| b == b'\n').count() as u64;
-                    let read = chunk.len();
-                    reader.consume(read);
-                }
-            }
-        }
+        self.entries.get(index as usize).map_or(0, |entry| entry.line.into())
     }
 
-    fn push(&mut self, start: u64, end: u64, key: u32) -> Result<(), DataError> {
+    fn push(&mut self, start: u64, end: u64, line: u64) -> Result<(), DataError> {
         let len = u32::try_from(end - start).map_err(|_| {
             dataset_error(
                 &self.path,
@@ -114,13 +103,13 @@ impl JsonIndex {
                 "store media as files, not in the record",
             )
         })?;
-        self.entries.push(Entry { start, len, key });
+        self.entries.push(Entry { start, len, line: u32::try_from(line).unwrap_or(u32::MAX) });
         Ok(())
     }
 
     /// One record a line; blank lines and lines that begin with `//` are passed over.
     fn scan_lines(&mut self, mut reader: impl BufRead) -> Result<(), DataError> {
-        let (mut at, mut start) = (0u64, 0u64);
+        let (mut at, mut start, mut line) = (0u64, 0u64, 1u64);
         // The first two bytes that are not blank tell a comment; `head` counts how many were seen.
         let (mut head, mut first, mut comment) = (0u8, 0u8, false);
         loop {
@@ -134,9 +123,10 @@ impl JsonIndex {
                 at += 1;
                 if b == b'\n' {
                     if head > 0 && !comment {
-                        found.push((start, at - 1));
+                        found.push((start, at - 1, line));
                     }
                     (start, head, comment) = (at, 0, false);
+                    line += 1;
                 } else if head < 2 && !(head == 0 && (b.is_ascii_whitespace() || is_bom_byte(b, at))) {
                     comment = comment || (head == 1 && first == b'/' && b == b'/');
                     first = b;
@@ -146,12 +136,12 @@ impl JsonIndex {
                 }
             }
             reader.consume(read);
-            for (s, e) in found {
-                self.push(s, e, 0)?;
+            for (s, e, line) in found {
+                self.push(s, e, line)?;
             }
         }
         if head > 0 && !comment {
-            self.push(start, at, 0)?;
+            self.push(start, at, line)?;
         }
         Ok(())
     }
@@ -174,7 +164,7 @@ impl JsonIndex {
             }
             None => return Ok(()),
         };
-        let document_start = scan.at - 1;
+        let (document_start, document_line) = (scan.at - 1, scan.line);
         let mut is_single_record = false;
         loop {
             let Some(mut token) = scan.next_token().map_err(|e| bad(&scan, e))? else {
@@ -195,7 +185,6 @@ impl JsonIndex {
                     format!("expected `,` after record {}, found `{}`", self.entries.len() - 1, char::from(token));
                 return Err(bad(&scan, what));
             }
-            let mut key = 0;
             if is_object {
                 if token != b'"' {
                     return Err(bad(&scan, format!("expected a key in quotes, found `{}`", char::from(token))));
@@ -207,15 +196,14 @@ impl JsonIndex {
                     _ => return Err(bad(&scan, format!("expected `:` after the key `{name}`"))),
                 }
                 self.keys.push(name);
-                key = self.keys.len() as u32;
                 token = match scan.next_token().map_err(|e| bad(&scan, e))? {
                     Some(b) => b,
                     None => return Err(bad(&scan, "the file ends after a key".into())),
                 };
             }
-            let start = scan.at - 1;
+            let (start, line) = (scan.at - 1, scan.line);
             scan.skip_value(token).map_err(|e| bad(&scan, format!("in record {}: {e}", self.entries.len())))?;
-            self.push(start, scan.at, key)?;
+            self.push(start, scan.at, line)?;
         }
         let end = scan.at;
         if let Some(extra) = scan.next_token().map_err(|e| bad(&scan, e))? {
@@ -226,7 +214,7 @@ impl JsonIndex {
         if is_single_record {
             self.entries.clear();
             self.keys.clear();
-            self.push(document_start, end, 0)?;
+            self.push(document_start, end, document_line)?;
         }
         Ok(())
     }

@@ -40,6 +40,9 @@ pub struct LedgerEvent {
     /// What became of it.
     #[serde(flatten)]
     pub status: Status,
+    /// What was not as asked, although the record was used: a clip cut short, damaged frames, fewer frames.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
 }
 
 /// Counts of a ledger.
@@ -55,22 +58,29 @@ pub struct LedgerSummary {
     pub failed: u64,
     /// Records that the run did not come to.
     pub not_reached: u64,
+    /// Trained records with notes.
+    #[serde(default)]
+    pub noted: u64,
     /// Skipped and failed records by reason.
     pub reasons: BTreeMap<String, u64>,
 }
 
-/// What became of every record of one dataset. Two bits a record, and the text of those that were not trained.
+/// What became of every record of one dataset. A bit a record, and the text of those that were not trained or not as
+/// asked.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Ledger {
     total: u64,
     trained: Vec<u64>,
     bad: BTreeMap<u64, LedgerEvent>,
+    /// Notes of trained records.
+    #[serde(default)]
+    notes: BTreeMap<u64, Vec<String>>,
 }
 
 impl Ledger {
     /// An empty ledger for `total` records.
     pub fn new(total: u64) -> Self {
-        Self { total, trained: vec![0; total.div_ceil(64) as usize], bad: BTreeMap::new() }
+        Self { total, trained: vec![0; total.div_ceil(64) as usize], bad: BTreeMap::new(), notes: BTreeMap::new() }
     }
 
     /// Remembers news. Later news about a record replaces earlier news, except that what was trained stays trained.
@@ -81,6 +91,9 @@ impl Ledger {
                     *word |= 1 << (event.index % 64);
                 }
                 self.bad.remove(&event.index);
+                if !event.notes.is_empty() {
+                    self.notes.insert(event.index, event.notes.clone());
+                }
             }
             _ if self.is_trained(event.index) => {}
             _ => {
@@ -94,10 +107,16 @@ impl Ledger {
         self.trained.get((index / 64) as usize).is_some_and(|w| w >> (index % 64) & 1 == 1)
     }
 
+    /// Whether a trained record has notes.
+    pub fn is_noted(&self, index: u64) -> bool {
+        self.notes.contains_key(&index)
+    }
+
     /// The counts.
     pub fn summary(&self) -> LedgerSummary {
         let trained = self.trained.iter().map(|w| u64::from(w.count_ones())).sum();
-        let mut s = LedgerSummary { total: self.total, trained, ..LedgerSummary::default() };
+        let mut s =
+            LedgerSummary { total: self.total, trained, noted: self.notes.len() as u64, ..LedgerSummary::default() };
         for event in self.bad.values() {
             let reason = match &event.status {
                 Status::Skipped { reason, .. } => {
@@ -125,7 +144,11 @@ impl Ledger {
         let mut text = String::new();
         for index in 0..self.total {
             let line = if self.is_trained(index) {
-                serde_json::json!({"index": index, "id": id_of(index), "status": "trained"}).to_string()
+                let mut line = serde_json::json!({"index": index, "id": id_of(index), "status": "trained"});
+                if let Some(notes) = self.notes.get(&index) {
+                    line["notes"] = notes.as_slice().into();
+                }
+                line.to_string()
             } else if let Some(event) = self.bad.get(&index) {
                 serde_json::to_string(event).map_err(|e| DataError::io(path, std::io::Error::other(e)))?
             } else {

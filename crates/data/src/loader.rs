@@ -94,7 +94,7 @@ pub struct Loader {
     shared: Arc<Shared>,
     threads: Vec<JoinHandle<()>>,
     state: LoaderState,
-    failed: Option<LedgerEvent>,
+    failed: Vec<LedgerEvent>,
 }
 
 /// What the threads and the caller share.
@@ -178,7 +178,7 @@ impl Loader {
         let workers = options.workers;
         let shared =
             Arc::new(Shared { dataset, processor, options, shelf: Mutex::new(shelf), changed: Condvar::new() });
-        let mut loader = Self { shared, threads: Vec::with_capacity(workers), state, failed: None };
+        let mut loader = Self { shared, threads: Vec::with_capacity(workers), state, failed: Vec::new() };
         for number in 0..workers {
             let shared = Arc::clone(&loader.shared);
             let thread = std::thread::Builder::new()
@@ -222,13 +222,37 @@ impl Loader {
             match result {
                 Ok(encoded) => {
                     tokens += encoded.ids.len();
-                    events.push(LedgerEvent { index: made.index, id: encoded.id.clone(), status: Status::Trained });
+                    let notes = encoded.notes.clone();
+                    let id = encoded.id.clone();
+                    events.push(LedgerEvent { index: made.index, id, status: Status::Trained, notes });
                     records.push(encoded);
                 }
-                Err(error) => events.push(self.skip(made.index, error)?),
+                Err(error) => match self.skip(made.index, error) {
+                    Ok(event) => events.push(event),
+                    Err((event, error)) => return Err(self.fail(events, event, error)),
+                },
             }
         }
-        Ok(Some((collate(&records)?, events)))
+        match collate(&records) {
+            Ok(batch) => Ok(Some((batch, events))),
+            Err(error) => {
+                let named = match &error {
+                    DataError::PictureShapes { id, .. } => events.iter().find(|event| event.id == *id).cloned(),
+                    _ => None,
+                };
+                let status = || Status::Failed { reason: error.reason().to_owned(), message: error.to_string() };
+                let event = named.map(|event| LedgerEvent { status: status(), ..event });
+                Err(self.fail(events, event, error))
+            }
+        }
+    }
+
+    /// Keeps what the ledger has to know of a batch that is not handed out.
+    fn fail(&mut self, mut events: Vec<LedgerEvent>, event: Option<LedgerEvent>, error: DataError) -> DataError {
+        events.retain(|event| event.status != Status::Trained);
+        events.extend(event);
+        self.failed = events;
+        error
     }
 
     /// Where the loader stands: after the last batch handed out.
@@ -236,9 +260,10 @@ impl Loader {
         self.state.clone()
     }
 
-    /// The record that made the last call fail, for the ledger.
-    pub fn failed(&self) -> Option<&LedgerEvent> {
-        self.failed.as_ref()
+    /// For the ledger, of the batch that a failed call was about: the records skipped before, and the one that made the
+    /// call fail.
+    pub fn failed(&self) -> &[LedgerEvent] {
+        &self.failed
     }
 
     /// Batches of an epoch, where they do not depend on the records' lengths.
@@ -291,23 +316,23 @@ impl Loader {
     }
 
     /// Skips a bad record if the policy allows it.
-    fn skip(&mut self, index: u64, error: DataError) -> Result<LedgerEvent, DataError> {
+    fn skip(&mut self, index: u64, error: DataError) -> Result<LedgerEvent, (Option<LedgerEvent>, DataError)> {
         let (reason, message) = (error.reason().to_owned(), error.to_string());
         let id = self.shared.dataset.id(index);
+        let event = |status| LedgerEvent { index, id, status, notes: Vec::new() };
         let options = &self.shared.options;
         if options.on_bad_media == OnBadMedia::Stop || !error.is_one_record() {
-            self.failed = Some(LedgerEvent { index, id, status: Status::Failed { reason, message } });
-            return Err(error);
+            return Err((Some(event(Status::Failed { reason, message })), error));
         }
         *self.state.skipped.entry(reason.clone()).or_default() += 1;
         let skipped: u64 = self.state.skipped.values().sum();
         let limit = options.max_skips.unwrap_or_else(|| (self.state.num_records / 10).max(10));
         if skipped > limit {
             let causes: Vec<String> = self.state.skipped.iter().map(|(r, n)| format!("{r} {n}")).collect();
-            self.failed = Some(LedgerEvent { index, id, status: Status::Failed { reason, message } });
-            return Err(DataError::TooManySkips { skipped, limit, causes: causes.join(", ") });
+            let error = DataError::TooManySkips { skipped, limit, causes: causes.join(", ") };
+            return Err((Some(event(Status::Failed { reason, message })), error));
         }
-        Ok(LedgerEvent { index, id, status: Status::Skipped { reason, message } })
+        Ok(event(Status::Skipped { reason, message }))
     }
 }
 

@@ -163,11 +163,11 @@ fn a_bad_record_stops_the_run() {
     let options = LoaderOptions { batch_size: 2, ..Default::default() };
     let mut loader = Loader::new(with_gaps(6), processor(), options).unwrap();
     loader.next_batch().unwrap().unwrap();
-    assert!(loader.failed().is_none());
+    assert!(loader.failed().is_empty());
     let error = loader.next_batch().unwrap_err();
     assert_eq!(error.reason(), "missing_file");
-    assert!(error.to_string().starts_with("record `r3`: `"));
-    let failed = loader.failed().unwrap();
+    assert!(error.to_string().contains("records.jsonl` line 4, record `r3`: `"), "{error}");
+    let [failed] = loader.failed() else { panic!("{:?}", loader.failed()) };
     assert_eq!((failed.id.as_str(), failed.index), ("r3", 3));
     assert!(matches!(&failed.status, Status::Failed { reason, .. } if reason == "missing_file"));
 }
@@ -263,10 +263,119 @@ fn the_ledger_accounts_for_every_record() {
     assert_eq!(lines[3]["reason"], "missing_file");
     assert!(lines[3]["message"].as_str().unwrap().contains("gone.png"));
     // Trained once stays trained.
-    let late =
-        LedgerEvent { index: 0, id: "r0".into(), status: Status::Skipped { reason: "x".into(), message: "x".into() } };
-    ledger.record(&late);
+    let status = Status::Skipped { reason: "x".into(), message: "x".into() };
+    ledger.record(&LedgerEvent { index: 0, id: "r0".into(), status, notes: Vec::new() });
     assert_eq!(ledger.summary().trained, 3);
+}
+
+/// What was skipped in the batch that failed is not forgotten with it.
+#[test]
+fn a_failing_batch_keeps_its_skips() {
+    let records: Vec<Value> = (0..6).map(|n| record(n, (1..4).contains(&n))).collect();
+    let options =
+        LoaderOptions { batch_size: 6, on_bad_media: OnBadMedia::Skip, max_skips: Some(2), ..Default::default() };
+    let mut loader = Loader::new(dataset(&records), processor(), options).unwrap();
+    assert_eq!(loader.next_batch().unwrap_err().reason(), "too_many_skips");
+    let told: Vec<(u64, bool)> =
+        loader.failed().iter().map(|e| (e.index, matches!(e.status, Status::Failed { .. }))).collect();
+    assert_eq!(told, [(1, false), (2, false), (3, true)]);
+    let mut ledger = Ledger::new(6);
+    loader.failed().iter().for_each(|event| ledger.record(event));
+    let summary = ledger.summary();
+    assert_eq!((summary.trained, summary.skipped, summary.failed, summary.not_reached), (0, 2, 1, 3));
+}
+
+/// A clip that ends early trains with what it has, and says so.
+#[test]
+fn what_was_not_as_asked_is_noted() {
+    let clip = fixtures().join("media/clips/h264_small.mp4");
+    let short = json!({"id": "short", "video": clip, "conversations": [
+        {"from": "human", "value": "<video>\nwhat?"}, {"from": "gpt", "value": "x"},
+    ]});
+    let mut options = LoaderOptions { batch_size: 2, ..LoaderOptions::default() };
+    options.encode.num_frames = Some(30);
+    let mut loader = Loader::new(dataset(&[record(0, false), short]), processor(), options).unwrap();
+    let (_, news) = loader.next_batch().unwrap().unwrap();
+    let note = format!("`{}` has 20 frames, 30 were wanted", clip.display());
+    assert_eq!(news.iter().map(|event| event.notes.clone()).collect::<Vec<_>>(), [vec![], vec![note.clone()]]);
+    let mut ledger = Ledger::new(2);
+    news.iter().for_each(|event| ledger.record(event));
+    assert_eq!((ledger.summary().trained, ledger.summary().noted), (2, 1));
+    assert!(ledger.is_noted(1) && !ledger.is_noted(0));
+    let ledger: Ledger = serde_json::from_str(&serde_json::to_string(&ledger).unwrap()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    ledger.write_jsonl(&dir.path().join("ledger.jsonl"), |index| format!("r{index}")).unwrap();
+    let text = std::fs::read_to_string(dir.path().join("ledger.jsonl")).unwrap();
+    let lines: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines[0].get("notes"), &lines[1]["notes"]), (None, &json!([note])));
+}
+
+/// A line that is no text, and a dialogue that the chat template refuses, are faults of their records.
+#[test]
+fn faults_of_one_record_are_skipped() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = dir.path().join("model");
+    std::fs::create_dir(&model).unwrap();
+    for entry in std::fs::read_dir(fixtures().join("data/text/generation_blocks")).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), model.join(entry.file_name())).unwrap();
+    }
+    for name in ["chat_template.jinja", "chat_template.json"] {
+        let _ = std::fs::remove_file(model.join(name));
+    }
+    let template = "{% for m in messages %}{% if 'refuse me' in m.content %}{{ raise_exception('no such words') }}\
+                    {% endif %}{{ m.role }}: {{ m.content }}<|im_end|>{% endfor %}";
+    let path = model.join("tokenizer_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    config["chat_template"] = json!(template);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let processor = Arc::new(Processor::load(&model).unwrap());
+
+    let talk = |id: &str, words: &str| {
+        json!({"id": id, "messages": [{"role": "user", "content": words}, {"role": "assistant", "content": "x"}]})
+            .to_string()
+    };
+    // Latin-1 in the middle of a record that is whole otherwise.
+    let mut bytes = format!("{}\n", talk("latin", "caf@ noir")).into_bytes();
+    let at = bytes.iter().position(|&byte| byte == b'@').unwrap();
+    bytes[at] = 0xe9;
+    bytes.extend(format!("{}\n\n{}\n", talk("good", "hello"), talk("refused", "please refuse me")).bytes());
+    let path = dir.path().join("records.jsonl");
+    std::fs::write(&path, bytes).unwrap();
+    let dataset = Arc::new(open_dataset(&path, Format::Auto, None).unwrap());
+    assert_eq!((dataset.len(), dataset.id(0).as_str()), (3, "latin"));
+
+    let error = dataset.get(0).unwrap_err();
+    assert!(error.is_one_record());
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`{}` line 1, record `latin`: column {}: the text is not UTF-8; hint: save the file in UTF-8, or set `data.on_bad_media: skip`",
+            path.display(),
+            at + 1
+        )
+    );
+    let error = processor.encode(&dataset.get(2).unwrap(), &Default::default()).unwrap_err();
+    assert!(error.is_one_record());
+    let text = error.to_string();
+    assert!(
+        text.starts_with(&format!("`{}` line 4, record `refused`: the chat template of `", path.display())),
+        "{text}"
+    );
+    assert!(text.contains("refuses the dialogue: line 1: no such words; hint: change the dialogue"), "{text}");
+
+    let options = LoaderOptions { batch_size: 3, on_bad_media: OnBadMedia::Skip, ..LoaderOptions::default() };
+    let mut loader = Loader::new(dataset, processor, options).unwrap();
+    let (batch, news) = loader.next_batch().unwrap().unwrap();
+    assert_eq!(batch.sample_ids, ["good"]);
+    let reasons: Vec<&str> = news
+        .iter()
+        .map(|event| match &event.status {
+            Status::Skipped { reason, .. } => reason.as_str(),
+            _ => "trained",
+        })
+        .collect();
+    assert_eq!(reasons, ["bad_json", "trained", "template"]);
 }
 
 #[test]

@@ -111,6 +111,15 @@ pub struct SkippedRecord {
     pub message: String,
 }
 
+/// A record that was judged, although not on what was asked for.
+#[derive(Debug, Clone, Serialize)]
+pub struct NotedRecord {
+    /// The record's id.
+    pub id: String,
+    /// A clip cut short, damaged frames, fewer frames.
+    pub notes: Vec<String>,
+}
+
 /// The outcome of a task.
 #[derive(Debug, Clone, Serialize)]
 pub struct Evaluation {
@@ -133,6 +142,8 @@ pub struct Evaluation {
     pub scores: Vec<Score>,
     /// Records left out, with the reason.
     pub skipped: Vec<SkippedRecord>,
+    /// Records judged on something else than was asked for.
+    pub noted: Vec<NotedRecord>,
 }
 
 /// A question on its way to the model.
@@ -163,6 +174,7 @@ pub fn evaluate(
         predictions: Vec::new(),
         scores: Vec::new(),
         skipped: Vec::new(),
+        noted: Vec::new(),
     };
     let step = options.batch_size.max(1) as u64;
     let mut start = 0;
@@ -175,6 +187,10 @@ pub fn evaluate(
             match result {
                 Ok(list) => {
                     out.num_records += 1;
+                    // The items of a record share its media.
+                    if let Some(item) = list.iter().find(|item| !item.encoded.notes.is_empty()) {
+                        out.noted.push(NotedRecord { id: item.id.clone(), notes: item.encoded.notes.clone() });
+                    }
                     items.extend(list);
                 }
                 Err(InferError::Data(e)) if options.on_bad_media == OnBadMedia::Skip => {

@@ -128,6 +128,20 @@ pub enum TrainError {
         /// Ids of the records.
         records: String,
     },
+    /// A pass over the training set in which every record was skipped.
+    #[error(
+        "a whole pass over the training set gave no record to train on (skipped: {reasons})\n  hint: look at the reasons in `ledger.jsonl`, or at the records with `vidtune data check`"
+    )]
+    NothingTrained {
+        /// Counts by cause.
+        reasons: String,
+    },
+    /// The output folder holds a finished run, and nothing to go on from.
+    #[error("`{}` holds a finished run (final_model) and no checkpoint to go on from\n  hint: write another `train.output_dir`, or move the folder away", path.display())]
+    Finished {
+        /// The folder.
+        path: PathBuf,
+    },
     /// The output folder holds an earlier run.
     #[error("`{}` holds an earlier run ({found})\n  hint: pass `--resume auto` to go on with it, or write another `train.output_dir`", path.display())]
     OutputInUse {
@@ -163,13 +177,16 @@ impl TrainError {
             | TrainError::Mismatch { .. }
             | TrainError::ModelPath { .. }
             | TrainError::OutputInUse { .. }
+            | TrainError::Finished { .. }
             | TrainError::PlanChanged { .. } => ExitClass::BadPlan,
             TrainError::Data(error) if error.is_one_record() => ExitClass::DataRefused,
             TrainError::Data(data::DataError::Dataset { .. } | data::DataError::TooManySkips { .. }) => {
                 ExitClass::DataRefused
             }
             TrainError::Data(data::DataError::Plan { .. }) => ExitClass::BadPlan,
-            TrainError::NothingSupervised { .. } | TrainError::NothingReached { .. } => ExitClass::DataRefused,
+            TrainError::NothingSupervised { .. }
+            | TrainError::NothingReached { .. }
+            | TrainError::NothingTrained { .. } => ExitClass::DataRefused,
             _ => ExitClass::Failed,
         }
     }

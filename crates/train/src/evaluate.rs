@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use data::{Dataset, Loader, LoaderOptions, Processor};
+use data::{Dataset, LedgerEvent, Loader, LoaderOptions, Processor};
 use models::{LossWeights, Model};
 use tensor::Tape;
 
@@ -18,11 +18,17 @@ pub(crate) struct EvalSet {
 }
 
 /// Mean negative log-likelihood of the supervised tokens of the whole set: every token weighs the same, so that batch size and
-/// order do not matter. Dropout is off. `None` when `stop` became true before the end.
-pub(crate) fn eval_loss(model: &Model, set: &EvalSet, stop: &AtomicBool) -> Result<Option<f64>> {
+/// order do not matter. Dropout is off. `None` when `stop` became true before the end. `noted` takes the records with notes.
+pub(crate) fn eval_loss(
+    model: &Model,
+    set: &EvalSet,
+    stop: &AtomicBool,
+    noted: &mut Vec<LedgerEvent>,
+) -> Result<Option<f64>> {
     let mut loader = Loader::new(set.dataset.clone(), set.processor.clone(), set.options.clone())?;
     let (mut sum, mut num_tokens) = (0.0, 0u64);
-    while let Some((batch, _)) = loader.next_batch()? {
+    while let Some((batch, news)) = loader.next_batch()? {
+        noted.extend(news.into_iter().filter(|event| !event.notes.is_empty()));
         if stop.load(Ordering::SeqCst) {
             return Ok(None);
         }

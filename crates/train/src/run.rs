@@ -28,7 +28,8 @@ pub enum Resume {
     /// At the beginning, in a folder without an earlier run.
     #[default]
     Never,
-    /// At the newest checkpoint of the output folder, or at the beginning where there is none.
+    /// At the newest checkpoint of the output folder, or at the beginning where there is neither a checkpoint nor a
+    /// finished run.
     Auto,
     /// At a given checkpoint folder.
     From(PathBuf),
@@ -100,6 +101,7 @@ fn starting_point(plan: &Plan, resume: &Resume) -> Result<Option<(PathBuf, RunSt
             };
         }
         Resume::Auto => match checkpoint::steps(&output_dir)?.last() {
+            None if output_dir.join(FINAL_MODEL).exists() => return Err(TrainError::Finished { path: output_dir }),
             None => return Ok(None),
             Some(step) => checkpoint::folder(&output_dir, *step),
         },
@@ -152,6 +154,9 @@ struct Run<'a> {
     on_event: &'a mut dyn FnMut(&Event<'_>),
     last_loss: Option<f64>,
     last_checkpoint: Option<PathBuf>,
+    /// Records whose notes were told.
+    num_noted: u64,
+    has_told_eval_notes: bool,
     started: Instant,
     seconds_before: f64,
     steps_before: u64,
@@ -205,6 +210,7 @@ impl<'a> Run<'a> {
             (progress.seconds, progress.input_tokens, trainer.step_count());
         let started = Instant::now();
         let last_loss = None;
+        let num_noted = ledger.summary().noted;
         Ok(Run {
             plan,
             output_dir,
@@ -218,6 +224,8 @@ impl<'a> Run<'a> {
             on_event,
             last_loss,
             last_checkpoint,
+            num_noted,
+            has_told_eval_notes: false,
             started,
             seconds_before,
             steps_before,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use data::{DataError, Dataset, EncodeOptions, MediaSource, OnLong, Processor};
+use data::{DataError, Dataset, EncodeOptions, MediaKind, MediaRef, MediaSource, OnLong, Processor};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -26,6 +26,8 @@ struct Report {
     /// Number of refused records by cause.
     by_reason: BTreeMap<String, u64>,
     refused: Vec<Refused>,
+    /// Accepted records that would not be used as they were asked for.
+    noted: Vec<Noted>,
     /// Ids that stand at more than one record, with the number of records.
     repeated_ids: BTreeMap<String, u64>,
     /// With `--model`: what the accepted records hold.
@@ -41,6 +43,13 @@ struct Refused {
     message: String,
 }
 
+#[derive(Debug, Serialize)]
+struct Noted {
+    id: String,
+    index: u64,
+    notes: Vec<String>,
+}
+
 #[derive(Debug, Default, Serialize)]
 struct Tokens {
     input: u64,
@@ -51,10 +60,12 @@ struct Tokens {
 }
 
 /// What a record that was accepted holds.
+#[derive(Default)]
 struct Facts {
     input: u64,
     supervised: u64,
     pictures: u64,
+    notes: Vec<String>,
 }
 
 /// Runs the command; exit code 3 when a record is refused.
@@ -80,6 +91,7 @@ pub fn run(args: &CheckArgs, console: &Console) -> Result<ExitCode> {
         accepted: 0,
         by_reason: BTreeMap::new(),
         refused: Vec::new(),
+        noted: Vec::new(),
         repeated_ids: BTreeMap::new(),
         tokens: processor.is_some().then(Tokens::default),
     };
@@ -113,56 +125,64 @@ fn check(
     processor: Option<&Processor>,
     options: &EncodeOptions,
     open_media: bool,
-) -> Result<Option<Facts>, DataError> {
+) -> Result<Facts, DataError> {
     let sample = dataset.get(index)?;
     if let Some(processor) = processor {
         let encoded = processor.encode(&sample, options)?;
-        return Ok(Some(Facts {
+        return Ok(Facts {
             input: encoded.ids.len() as u64,
             supervised: encoded.num_supervised() as u64,
             pictures: encoded.num_images as u64,
-        }));
+            notes: encoded.notes,
+        });
     }
+    let mut facts = Facts::default();
     if open_media {
         for reference in sample.media() {
-            check_source(&reference.source, options)
-                .map_err(|source| DataError::Media { id: sample.id.clone(), source: Box::new(source) })?;
+            check_source(reference, options, &mut facts.notes).map_err(|source| DataError::media(&sample, source))?;
         }
     }
-    Ok(None)
+    Ok(facts)
 }
 
-/// Opens a medium far enough to know that its frames can be found. Addresses are not fetched.
-fn check_source(source: &MediaSource, options: &EncodeOptions) -> Result<(), media::MediaError> {
+/// Opens a medium, as training would, far enough to know that its frames can be found. Addresses are not fetched.
+fn check_source(
+    reference: &MediaRef,
+    options: &EncodeOptions,
+    notes: &mut Vec<String>,
+) -> Result<(), media::MediaError> {
     let limits = &options.limits;
-    match source {
+    match &reference.source {
         MediaSource::Url(_) => Ok(()),
         MediaSource::Files(files) => files.iter().try_for_each(|file| media::load_image(file, limits).map(|_| ())),
+        MediaSource::Path(path) if reference.kind == MediaKind::Image => media::load_image(path, limits).map(|_| ()),
         MediaSource::Path(path) if path.is_dir() => {
             let files = media::list_frame_folder(path)?;
-            if files.is_empty() {
-                let detail = "the folder holds no image".to_owned();
-                return Err(media::MediaError::NoFrames { path: path.clone(), detail });
-            }
             files.iter().try_for_each(|file| media::load_image(file, limits).map(|_| ()))
-        }
-        MediaSource::Path(path) if media::is_image(path) && !media::is_animated(path) => {
-            media::load_image(path, limits).map(|_| ())
         }
         MediaSource::Path(path) => {
             let index = media::index_video(path, limits)?;
+            notes.extend(index.warnings.iter().map(|warning| format!("`{}`: {}", path.display(), warning.message)));
             // The last frame is where a cut file fails.
-            media::decode_frames(&index, &[0, index.num_frames() - 1], limits).map(|_| ())
+            let frames = media::decode_frames(&index, &[0, index.num_frames() - 1], limits)?;
+            for frame in frames.iter().filter(|frame| frame.damaged) {
+                let place = format!("frame {} at {:.3} s", frame.index, frame.seconds);
+                notes.push(format!("`{}`: {place} is damaged in the file", path.display()));
+            }
+            Ok(())
         }
     }
 }
 
 impl Report {
-    fn add(&mut self, id: String, index: u64, result: Result<Option<Facts>, DataError>) {
+    fn add(&mut self, id: String, index: u64, result: Result<Facts, DataError>) {
         match result {
             Ok(facts) => {
                 self.accepted += 1;
-                if let (Some(tokens), Some(facts)) = (&mut self.tokens, facts) {
+                if !facts.notes.is_empty() {
+                    self.noted.push(Noted { id: id.clone(), index, notes: facts.notes });
+                }
+                if let Some(tokens) = &mut self.tokens {
                     tokens.input += facts.input;
                     tokens.supervised += facts.supervised;
                     tokens.pictures += facts.pictures;
@@ -185,12 +205,18 @@ impl Report {
         if let Some(more) = self.refused.len().checked_sub(SHOWN).filter(|more| *more > 0) {
             console.warning(&format!("{more} more are in the report"));
         }
+        let noted = self.noted.iter().map(|noted| (noted.id.as_str(), noted.notes.as_slice()));
+        output::tell_notes(noted, "the report", console);
         if !self.repeated_ids.is_empty() {
             console.warning(&format!("{} ids stand at more than one record", self.repeated_ids.len()));
         }
         let causes: Vec<String> = self.by_reason.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
         let causes = if causes.is_empty() { String::new() } else { format!(" ({})", causes.join(", ")) };
-        console.info(&format!("{} of {} records accepted{causes}", self.accepted, self.records));
+        let noted = match self.noted.len() {
+            0 => String::new(),
+            count => format!(", {count} of them with notes"),
+        };
+        console.info(&format!("{} of {} records accepted{noted}{causes}", self.accepted, self.records));
         if self.refused.is_empty() { ExitCode::SUCCESS } else { Exit::Data.into() }
     }
 }

@@ -107,6 +107,8 @@ fn tell(results: &Evaluation, out: Option<&Path>, console: &Console) {
     for skipped in &results.skipped {
         console.warning(&format!("left out: {}", skipped.message));
     }
+    let noted = results.noted.iter().map(|record| (record.id.as_str(), record.notes.as_slice()));
+    output::tell_notes(noted, "the results", console);
     let metrics: Vec<String> = results.metrics.iter().map(|(name, value)| format!("{name} {value:.4}")).collect();
     let place = out.map(|out| format!("; results in `{}`", out.display())).unwrap_or_default();
     console.info(&format!(

@@ -26,6 +26,7 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
     let loaded = load(&args.model, args.adapter.as_deref(), common, console)?;
     let mut counter = Counter::new(console, "records");
     let mut lines = Vec::new();
+    let mut noted: Vec<(String, Vec<String>)> = Vec::new();
     // Records are read ahead in groups, so that the processor's cores decode while one of them would wait.
     let group = (args.batch_size.max(8).next_multiple_of(args.batch_size)) as u64;
     for start in (0..total).step_by(group as usize) {
@@ -33,6 +34,8 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
         let encode = |i| loaded.processor.encode(&dataset.get(i)?, &options);
         let encoded = (start..end).into_par_iter().map(encode).collect::<Vec<Result<_, data::DataError>>>();
         let encoded = encoded.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let with_notes = encoded.iter().filter(|record| !record.notes.is_empty());
+        noted.extend(with_notes.map(|record| (record.id.clone(), record.notes.clone())));
         for batch in encoded.chunks(args.batch_size) {
             for score in infer::score_batch(&loaded.model, &collate(batch)?)? {
                 serde_json::to_writer(&mut lines, &score)?;
@@ -42,6 +45,8 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
         counter.at(end, total);
     }
     output::write(args.out.as_deref(), &lines)?;
+    let noted = noted.iter().map(|(id, notes)| (id.as_str(), notes.as_slice()));
+    output::tell_notes(noted, "`vidtune data check --model`", console);
     if let Some(out) = &args.out {
         console.info(&format!("{total} scores in `{}`", out.display()));
     }

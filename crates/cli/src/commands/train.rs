@@ -134,6 +134,11 @@ fn finish(outcome: &RunOutcome, plan: &Path, console: &Console) -> Result<ExitCo
     if skipped > 0 {
         console.warning(&format!("{skipped} records were skipped: see `ledger.jsonl`"));
     }
+    let noted = outcome.ledger.noted;
+    if noted > 0 {
+        console
+            .warning(&format!("{noted} records were not used as they were asked for: see `notes` in `ledger.jsonl`"));
+    }
     if let Some(next) = &outcome.next_steps {
         console.info(&format!("\nAsk it:\n  {}\n\nJudge it:\n  {}\n", next.generate, next.evaluate));
         console.info(&format!("Load it in Python:\n  {}\n", next.python.replace('\n', "\n  ")));

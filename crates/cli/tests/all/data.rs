@@ -83,6 +83,58 @@ fn a_check_names_every_bad_record_by_cause() {
     line("data check", &["--data", &good, "--model", &model("llava_siglip_qwen2"), "--num-frames", "2"]).expect(0);
 }
 
+/// A check without a model opens media as training would: by what the record calls them, not by what they are.
+#[test]
+fn a_check_opens_media_as_training_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let picture = text_of(&crate::fixture("data/images/0.png"));
+    let mut as_image = record("as_image", &clip("av1.mp4"), "x");
+    as_image["image"] = as_image.as_object_mut().unwrap().remove("video").unwrap();
+    as_image["conversations"][0]["value"] = json!("<image>\nWhat?");
+    let data =
+        dataset(dir.path(), &[record("as_video", &picture, "x"), as_image, record("gif", &clip("gif.gif"), "x")]);
+    let refused = |more: &[&str]| {
+        let run = line("data check --num-frames 2", &[&["--data", &data][..], more].concat()).expect(3);
+        let report = run.json();
+        let list = report["refused"].as_array().unwrap().clone();
+        list.iter().map(|r| format!("{} {}", r["id"].as_str().unwrap(), r["reason"].as_str().unwrap())).collect()
+    };
+    let expected: Vec<String> =
+        ["as_video not_allowed_container", "as_image not_allowed_container"].map(str::to_owned).into();
+    assert_eq!((refused(&[]), refused(&["--model", &model("llava_siglip_qwen2")])), (expected.clone(), expected));
+}
+
+/// `--out` writes where it is told to, and replaces nothing but a file.
+#[cfg(unix)]
+#[test]
+fn an_output_file_may_be_a_link_and_no_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text_of(&dir.path().join(name));
+    let data = dataset(dir.path(), &[record("good", &clip("av1.mp4"), "x")]);
+    std::fs::write(at("real.json"), "").unwrap();
+    std::os::unix::fs::symlink("real.json", at("link.json")).unwrap();
+    line("data check", &["--data", &data, "--out", &at("link.json")]).expect(0);
+    assert!(dir.path().join("link.json").symlink_metadata().unwrap().is_symlink());
+    assert!(std::fs::read_to_string(at("real.json")).unwrap().contains("\"accepted\": 1"));
+    std::fs::create_dir(at("folder")).unwrap();
+    let run = line("data check", &["--data", &data, "--out", &at("folder")]).expect(2);
+    assert!(
+        run.stderr.contains("folder` is a folder") && run.stderr.contains("hint: name a file in it"),
+        "{}",
+        run.stderr
+    );
+}
+
+#[cfg(unix)]
+#[test]
+fn a_pipe_is_no_dataset() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = text_of(&dir.path().join("pipe.jsonl"));
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let run = line("data check", &["--data", &pipe]).expect(3);
+    assert!(run.stderr.contains("pipe.jsonl`: this is not a regular file"), "{}", run.stderr);
+}
+
 #[test]
 fn broken_json_names_its_line() {
     let dir = tempfile::tempdir().unwrap();

@@ -103,8 +103,44 @@ fn a_record_that_cannot_be_read_stops_scoring() {
     let out = dir.path().join("scores.jsonl");
     let args = ["--model", &model("llava_siglip_qwen2"), "--data", &data, "--out", &text_of(&out)];
     let run = line("score --num-frames 2", &args).expect(3);
-    assert!(run.stderr.starts_with("error: record `a`: `"), "{}", run.stderr);
+    let place = format!("error: `{data}` line 1, record `a`: `");
+    assert!(run.stderr.starts_with(&place), "{}", run.stderr);
     assert!(!out.exists());
+}
+
+/// A clip that is not whole is used with what it holds, and whoever reads the numbers is told.
+#[test]
+fn clips_that_are_not_whole_are_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut cut = std::fs::read(clip("h264_gop12.mp4")).unwrap();
+    cut.truncate(cut.len() * 2 / 3);
+    let path = text_of(&dir.path().join("cut.mp4"));
+    std::fs::write(&path, cut).unwrap();
+    let data = dataset(dir.path(), &[record("whole", &clip("av1.mp4"), "a"), record("cut", &path, "a circle")]);
+    let model = model("llava_siglip_qwen2");
+    let args = ["--model", &model, "--data", &data, "--num-frames", "2"];
+    let told = |stderr: &str| {
+        let found: Vec<&str> = stderr.lines().filter(|line| line.contains("record `cut`: ")).collect();
+        assert_eq!(found.len(), 1, "{stderr}");
+        assert!(found[0].contains("the container lists 60 frames, the file holds "), "{stderr}");
+        assert!(!stderr.contains("`whole`"), "{stderr}");
+    };
+    told(&line("score", &args).expect(0).stderr);
+    for task in ["loss", "caption"] {
+        let run = line("eval --max-new-tokens 2 --task", &[&[task][..], &args].concat()).expect(0);
+        told(&run.stderr);
+        assert_eq!(run.json()["noted"][0]["id"], json!("cut"));
+    }
+    for with in [&args[..], &args[2..4]] {
+        let run = line("data check", with).expect(0);
+        told(&run.stderr);
+        assert!(run.stderr.contains("2 of 2 records accepted, 1 of them with notes"), "{}", run.stderr);
+        let noted = &run.json()["noted"];
+        assert_eq!(
+            (&noted[0]["id"], &noted[0]["index"], noted.as_array().unwrap().len()),
+            (&json!("cut"), &json!(1), 1)
+        );
+    }
 }
 
 #[test]

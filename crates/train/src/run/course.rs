@@ -1,7 +1,8 @@
 //! The course of a run: windows of batches, steps, evaluations, checkpoints, in their order. Owns what happens between two steps
 //! and where a signal may stop it; beginning and end are the parent's.
 
-use std::sync::atomic::Ordering;
+use std::cmp::Ordering;
+use std::sync::atomic;
 use std::time::Instant;
 
 use data::{Batch, LedgerEvent, Status};
@@ -15,6 +16,9 @@ use crate::event::Event;
 use crate::metrics::{LogEntry, StepMetrics, TrainerState};
 use crate::plan::Strategy;
 use crate::step::StepOutcome;
+
+/// Records whose notes are told while a run goes on.
+const MAX_NOTICES: u64 = 10;
 
 /// The batches of one step and the news about their records.
 struct Window {
@@ -35,7 +39,7 @@ impl Run<'_> {
             }
         }
         while self.trainer.step_count() < num_steps {
-            if self.stop.load(Ordering::SeqCst) {
+            if self.stop.load(atomic::Ordering::SeqCst) {
                 self.checkpoint_now()?;
                 return Ok(true);
             }
@@ -45,12 +49,25 @@ impl Run<'_> {
             memory::reset_peak();
             let outcome = self.trainer.train_step(&window.batches)?;
             let peak_memory_bytes = memory::stats().peak_bytes as u64;
-            window.news.iter().for_each(|event| self.ledger.record(event));
+            for event in &window.news {
+                self.tell_notes(event);
+                self.ledger.record(event);
+            }
             if self.after_step(outcome, window.data_time, peak_memory_bytes)? {
                 return Ok(true);
             }
         }
         // Skipped records can end the data before the counted last step.
+        let steps = self.trainer.step_count();
+        if steps == 0 {
+            return Err(self.nothing_trained());
+        }
+        if steps < num_steps {
+            let notice = format!(
+                "{steps} of {num_steps} steps were made: skipped records shortened the run, and the learning rate did not come to the end of its schedule"
+            );
+            (self.on_event)(&Event::Notice(&notice));
+        }
         if self.plan.train.save_strategy != Strategy::No {
             self.checkpoint_now()?;
         }
@@ -60,8 +77,8 @@ impl Run<'_> {
     /// The micro-batches of the next step; fewer at the end of an epoch, none at the end of the data.
     fn next_window(&mut self) -> Result<Option<Window>> {
         let window = self.collect_window();
-        if let Some(event) = self.loader.failed() {
-            self.ledger.record(event);
+        if window.is_err() {
+            self.loader.failed().iter().for_each(|event| self.ledger.record(event));
         }
         window
     }
@@ -72,6 +89,11 @@ impl Run<'_> {
         let num_epochs = self.plan.train.num_train_epochs.ceil() as u64;
         let (mut batches, mut news) = (Vec::new(), Vec::new());
         let mut num_taken = 0;
+        let is_over = |epoch: u64| self.plan.train.max_steps.is_none() && epoch >= num_epochs;
+        // A run that was resumed behind the end of its data.
+        if self.loader.state().cursor == 0 && is_over(self.loader.state().epoch) {
+            return Ok(None);
+        }
         let mut epoch_was_empty = self.loader.state().cursor == 0;
         while num_taken < wanted || batches.is_empty() {
             match self.loader.next_batch()? {
@@ -89,13 +111,9 @@ impl Run<'_> {
                     epoch_was_empty &= batches.is_empty();
                 }
                 None if !batches.is_empty() => break,
-                None if self.plan.train.max_steps.is_none() && self.loader.state().epoch >= num_epochs => {
-                    return Ok(None);
-                }
-                None if epoch_was_empty => {
-                    let message = "a whole pass over the training set gave no record to train on";
-                    return Err(TrainError::mismatch(message, "look at the skipped records in `ledger.jsonl`"));
-                }
+                // Before the end of the run is looked for: a run of empty passes trained nothing.
+                None if epoch_was_empty => return Err(self.nothing_trained()),
+                None if is_over(self.loader.state().epoch) => return Ok(None),
                 None => {
                     num_taken = 0;
                     epoch_was_empty = true;
@@ -103,6 +121,26 @@ impl Run<'_> {
             }
         }
         Ok(Some(Window { batches, news, data_time: start.elapsed().as_secs_f64() }))
+    }
+
+    /// Tells once a record what was not as asked; the ledger holds the notes of all.
+    fn tell_notes(&mut self, event: &LedgerEvent) {
+        if event.notes.is_empty() || self.ledger.is_noted(event.index) {
+            return;
+        }
+        let notice = match self.num_noted.cmp(&MAX_NOTICES) {
+            Ordering::Less => format!("record `{}`: {}", event.id, event.notes.join("; ")),
+            Ordering::Equal => "the notes of further records are in `ledger.jsonl`".to_owned(),
+            Ordering::Greater => return,
+        };
+        self.num_noted += 1;
+        (self.on_event)(&Event::Notice(&notice));
+    }
+
+    fn nothing_trained(&self) -> TrainError {
+        let reasons = self.ledger.summary().reasons;
+        let reasons: Vec<String> = reasons.iter().map(|(reason, count)| format!("{reason} {count}")).collect();
+        TrainError::NothingTrained { reasons: reasons.join(", ") }
     }
 
     /// Notes what a step measured and completes it; returns whether a signal came in between.
@@ -204,9 +242,21 @@ impl Run<'_> {
         let step = metrics.step;
         (self.on_event)(&Event::EvaluationStarted { step, records: set.dataset.len() });
         let start = Instant::now();
-        let Some(loss) = eval_loss(&self.trainer.model, set, self.stop)? else {
+        let mut noted = Vec::new();
+        let Some(loss) = eval_loss(&self.trainer.model, set, self.stop, &mut noted)? else {
             return Ok(false);
         };
+        // They are the same at every evaluation.
+        if !std::mem::replace(&mut self.has_told_eval_notes, true) {
+            let more = noted.len().saturating_sub(MAX_NOTICES as usize);
+            for event in noted.iter().take(MAX_NOTICES as usize) {
+                let notice = format!("evaluation record `{}`: {}", event.id, event.notes.join("; "));
+                (self.on_event)(&Event::Notice(&notice));
+            }
+            if more > 0 {
+                (self.on_event)(&Event::Notice(&format!("{more} more evaluation records have notes")));
+            }
+        }
         let seconds = start.elapsed().as_secs_f64();
         (metrics.eval_loss, metrics.eval_time) = (Some(loss), Some(seconds));
         // Only a step with a checkpoint can be gone back to.

@@ -183,6 +183,18 @@ fn an_earlier_run_is_not_overwritten() {
     let outcome = run(&plan, &Resume::Auto).unwrap();
     assert_eq!(outcome.steps, 2);
     assert!(before == crate::support::run::final_weights(&out));
+    // Without a checkpoint there is nothing to go on from, and the final model is not trained over.
+    std::fs::remove_dir_all(out.join("checkpoint-2")).unwrap();
+    let error = run(&plan, &Resume::Auto).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        format!(
+            "`{}` holds a finished run (final_model) and no checkpoint to go on from\n  hint: write another `train.output_dir`, or move the folder away",
+            out.display()
+        )
+    );
+    assert_eq!(error.class(), ExitClass::BadPlan);
+    assert!(before == crate::support::run::final_weights(&out));
 }
 
 #[test]
@@ -241,6 +253,93 @@ fn a_bad_record_stops_the_run_or_is_skipped() {
     // The order of seed 42 puts two bad records into one batch, which leaves five steps of the six.
     assert_eq!(outcome.steps, 5);
     assert!(outcome.checkpoint.is_some());
+}
+
+#[test]
+fn a_run_without_a_record_is_no_run() {
+    let place = Place::new(FIXTURE);
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    let gone: Vec<String> = text.lines().take(4).map(|line| line.replace("images/", "gone/")).collect();
+    std::fs::write(place.path("train.jsonl"), gone.join("\n")).unwrap();
+    for length in ["num_train_epochs: 1", "num_train_epochs: 3", "max_steps: 2"] {
+        let output = length.replace(": ", "-");
+        let train = format!("{length}, per_device_train_batch_size: 2, learning_rate: 1e-3");
+        let plan = place.plan(&output, "kind: projector", &train, &["data.on_bad_media=skip"]);
+        let error = run(&plan, &Resume::Never).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "a whole pass over the training set gave no record to train on (skipped: missing_file 4)\n  hint: look at the reasons in `ledger.jsonl`, or at the records with `vidtune data check`"
+        );
+        assert_eq!(error.class(), ExitClass::DataRefused);
+        let out = place.path(&output);
+        assert!(!out.join("final_model").exists());
+        let ledger = std::fs::read_to_string(out.join("ledger.jsonl")).unwrap();
+        assert_eq!(ledger.lines().filter(|line| line.contains("\"skipped\"")).count(), 4, "{ledger}");
+    }
+}
+
+/// Skipped records end the data before the schedule's last step: said once, and a resumption adds no further pass.
+#[test]
+fn a_run_that_skips_shortened_is_told() {
+    let place = Place::new(FIXTURE);
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    std::fs::write(place.path("train.jsonl"), text.replace("images/2.png", "images/none.png")).unwrap();
+    let train =
+        "num_train_epochs: 1, per_device_train_batch_size: 1, gradient_accumulation_steps: 2, learning_rate: 1e-3";
+    let plan = place.plan("out", "kind: projector", train, &["data.on_bad_media=skip", "data.shuffle=false"]);
+    let notices = |resume| {
+        let mut notices = Vec::new();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        let outcome = train::run(&plan, &resume, &stop, &mut |event: &Event<'_>| {
+            if let Event::Notice(text) = event {
+                notices.push((*text).to_owned());
+            }
+        });
+        (outcome.unwrap_or_else(|error| panic!("{error}")).steps, notices)
+    };
+    let (steps, told) = notices(Resume::Never);
+    assert!(steps < 6, "{steps}");
+    let expected = format!(
+        "{steps} of 6 steps were made: skipped records shortened the run, and the learning rate did not come to the end of its schedule"
+    );
+    assert_eq!(told.iter().filter(|text| **text == expected).count(), 1, "{told:?}");
+    assert_eq!(notices(Resume::Auto).0, steps);
+}
+
+/// A clip that ends before its container says trains with what it has, and the run says so.
+#[test]
+fn a_clip_cut_short_is_told_and_written_down() {
+    let place = Place::new(FIXTURE);
+    let clips = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/media/clips");
+    let mut cut = std::fs::read(clips.join("h264_gop12.mp4")).unwrap();
+    cut.truncate(cut.len() * 2 / 3);
+    std::fs::write(place.path("cut.mp4"), cut).unwrap();
+    let text = std::fs::read_to_string(place.path("train.jsonl")).unwrap();
+    let record = serde_json::json!({"id": "cut", "messages": [
+        {"role": "user", "content": [{"type": "video", "video": place.path("cut.mp4"), "nframes": 2}]},
+        {"role": "assistant", "content": "x"},
+    ]});
+    std::fs::write(place.path("train.jsonl"), format!("{text}{record}\n")).unwrap();
+    std::fs::write(place.path("eval.jsonl"), format!("{record}\n")).unwrap();
+    let train = "num_train_epochs: 2, per_device_train_batch_size: 2, learning_rate: 1e-3, eval_strategy: epoch";
+    let plan = place.plan("out", "kind: projector", train, &[]);
+    let mut notices = Vec::new();
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let outcome = train::run(&plan, &Resume::Never, &stop, &mut |event: &Event<'_>| {
+        if let Event::Notice(text) = event {
+            notices.push((*text).to_owned());
+        }
+    })
+    .unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(outcome.ledger.noted, 1);
+    for start in ["record `cut`: `", "evaluation record `cut`: `"] {
+        let told: Vec<&String> = notices.iter().filter(|text| text.starts_with(start)).collect();
+        assert_eq!(told.len(), 1, "{notices:?}");
+        assert!(told[0].contains("the container lists 60 frames, the file holds "), "{told:?}");
+    }
+    let ledger = std::fs::read_to_string(place.path("out").join("ledger.jsonl")).unwrap();
+    let noted: Vec<&str> = ledger.lines().filter(|line| line.contains("\"notes\"")).collect();
+    assert!(noted.len() == 1 && noted[0].contains("\"trained\"") && noted[0].contains("lists 60 frames"), "{noted:?}");
 }
 
 #[test]
