@@ -83,7 +83,7 @@ pub enum MediaError {
         codec: String,
     },
     /// A limit of [`crate::Limits`] would be passed.
-    #[error("`{path}`: too large: {what} is {found}, the limit is {limit}; hint: remove the record, or raise the limit `{what}`", path = path.display())]
+    #[error("`{path}`: too large: {what} is {found}, the limit is {limit}; hint: {hint}", path = path.display(), hint = limit_hint(what))]
     TooLarge {
         /// The path as it was asked for.
         path: PathBuf,
@@ -95,7 +95,7 @@ pub enum MediaError {
         limit: String,
     },
     /// The work on this file took longer than [`crate::Limits::deadline`].
-    #[error("`{path}`: not read within the deadline of {seconds} s; hint: the file may be hostile or the disk slow; raise the limit `deadline`", path = path.display())]
+    #[error("`{path}`: not read within the deadline of {seconds} s; hint: the file may be hostile or the disk slow: remove the record, or raise `data.limits.deadline_s` in the plan", path = path.display())]
     Deadline {
         /// The path as it was asked for.
         path: PathBuf,
@@ -160,6 +160,16 @@ pub enum MediaError {
         /// The system's error.
         source: std::io::Error,
     },
+}
+
+/// What to do about a limit: some can be raised in a plan, the others hold for everyone.
+fn limit_hint(what: &str) -> String {
+    match what {
+        "max_pixels" | "max_frames" | "max_duration_s" => {
+            format!("remove the record, or raise `data.limits.{what}` in the plan")
+        }
+        _ => "make the file smaller or shorter, or remove the record".to_owned(),
+    }
 }
 
 impl MediaError {

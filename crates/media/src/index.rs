@@ -40,7 +40,7 @@ const CODECS: [&str; 23] = [
 /// Something about a file that a user should know, although the file can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// A short word for counting: `truncated`, `leading_frames`, `read_error`.
+    /// A short word for counting: `truncated`, `leading_frames`, `read_error`, `no_times`.
     pub reason: &'static str,
     /// One line, lower case.
     pub message: String,
@@ -130,7 +130,13 @@ pub fn index_video(path: &Path, limits: &Limits) -> Result<VideoIndex, MediaErro
     let turn = stream.display_matrix.map_or(Turn::default(), |matrix| Turn::from_matrix(&matrix));
     let (width, height) = if turn.swaps_sides() { (height, width) } else { (width, height) };
 
-    let timeline = Timeline::build(&scanned, &stream, kind, &mut warnings);
+    let Some(timeline) = Timeline::build(&scanned, &stream, kind, &mut warnings) else {
+        return Err(MediaError::Broken {
+            path: path.to_path_buf(),
+            format: kind.name().into(),
+            detail: "packets have neither times nor durations, and the stream states no rate".into(),
+        });
+    };
     if timeline.seconds.is_empty() {
         return Err(MediaError::NoFrames {
             path: path.to_path_buf(),

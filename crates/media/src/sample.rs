@@ -144,6 +144,11 @@ pub fn sample_indices(
         return refuse(format!("at least {min} and at most {max} frames are wanted"));
     }
     spec.min_frames.map_or(Ok(()), check_count)?;
+    for (name, time) in [("start", spec.start), ("end", spec.end)] {
+        if let Some(time) = time.filter(|time| !time.is_finite()) {
+            return refuse(format!("the part of the clip has the {name} {time}; hint: give it in seconds"));
+        }
+    }
     let (first, count) = range(num_frames, fps, seconds, spec)?;
     let mut indices = match spec.rule {
         FrameRule::Transformers => transformers(count, fps, spec),

@@ -44,10 +44,22 @@ pub(crate) struct Timeline {
 }
 
 impl Timeline {
-    /// Sorts the frames; adds a warning if some cannot be decoded.
-    pub fn build(scanned: &[Scanned], stream: &StreamInfo, kind: Kind, warnings: &mut Vec<Warning>) -> Self {
+    /// Sorts the frames; adds a warning if some cannot be decoded, or if times had to be counted. `None` if nothing
+    /// tells when the frames are shown.
+    pub fn build(scanned: &[Scanned], stream: &StreamInfo, kind: Kind, warnings: &mut Vec<Warning>) -> Option<Self> {
         let has_pts = scanned.iter().all(|packet| packet.pts.is_some());
-        let mut shown = if has_pts { shown_by_pts(scanned, warnings) } else { shown_in_order(scanned) };
+        let mut shown = if has_pts {
+            shown_by_pts(scanned, warnings)
+        } else if scanned.iter().all(|packet| packet.dts.is_some()) {
+            shown_in_order(scanned)
+        } else {
+            let shown = shown_at_a_rate(scanned, stream)?;
+            let missing = scanned.iter().filter(|packet| packet.pts.is_none() && packet.dts.is_none()).count();
+            let message =
+                format!("{missing} of {} packets have no time: frames are timed by their rate alone", scanned.len());
+            warnings.push(Warning { reason: "no_times", message });
+            shown
+        };
         shown.sort_by_key(|frame| frame.tick);
 
         let in_seconds = |ticks: i128| {
@@ -66,13 +78,13 @@ impl Timeline {
             .filter_map(|(order, packet)| Some(KeyFrame { pts: packet.pts?, dts: packet.dts, order }))
             .collect();
         keys.sort_by_key(|key| (key.pts, key.order));
-        Self {
+        Some(Self {
             fps: rate(shown.len(), duration, stream.frame_rate),
             ticks: if has_pts { shown.iter().map(|frame| frame.tick).collect() } else { Vec::new() },
             keys,
             seconds,
             duration,
-        }
+        })
     }
 }
 
@@ -101,8 +113,28 @@ fn shown_by_pts(scanned: &[Scanned], warnings: &mut Vec<Warning>) -> Vec<Shown> 
 
 /// The frames of a stream without presentation times: decoding times are as many and as far apart.
 fn shown_in_order(scanned: &[Scanned]) -> Vec<Shown> {
-    let shown = scanned.iter().enumerate().filter(|(_, packet)| packet.is_shown);
-    shown.map(|(order, p)| Shown { tick: p.dts.unwrap_or(order as i64), duration: p.duration }).collect()
+    let shown = scanned.iter().filter(|packet| packet.is_shown);
+    shown.filter_map(|packet| Some(Shown { tick: packet.dts?, duration: packet.duration })).collect()
+}
+
+/// The frames of a stream some of whose packets have no time at all: one after the other, each as long as every packet
+/// says it is, else at the stream's rate.
+fn shown_at_a_rate(scanned: &[Scanned], stream: &StreamInfo) -> Option<Vec<Shown>> {
+    let each = scanned.first().map_or(0, |packet| packet.duration);
+    let is_even = each > 0 && scanned.iter().all(|packet| packet.duration == each);
+    // Ticks of a frame as a fraction.
+    let (numerator, denominator) = if is_even {
+        (i128::from(each), 1)
+    } else {
+        let (rate, base) = (stream.frame_rate, stream.time_base);
+        (i128::from(rate.1) * i128::from(base.1), i128::from(rate.0) * i128::from(base.0))
+    };
+    if numerator <= 0 || denominator <= 0 {
+        return None;
+    }
+    let tick = |order: usize| i64::try_from(order as i128 * numerator / denominator).ok();
+    let shown = scanned.iter().filter(|packet| packet.is_shown).enumerate();
+    shown.map(|(order, _)| Some(Shown { tick: tick(order)?, duration: tick(order + 1)? - tick(order)? })).collect()
 }
 
 /// Ticks from the first frame's start to the last frame's end; where the last one's duration is not known, the mean
@@ -150,7 +182,7 @@ mod tests {
         // A packet before the keyframe, and two that follow it and are shown before it.
         let scanned = [packet(0, false), packet(16, true), packet(8, false), packet(12, false), packet(20, false)];
         let mut warnings = Vec::new();
-        let timeline = Timeline::build(&scanned, &stream((25, 1)), Kind::Mp4, &mut warnings);
+        let timeline = Timeline::build(&scanned, &stream((25, 1)), Kind::Mp4, &mut warnings).unwrap();
         assert_eq!(timeline.ticks, [16, 20]);
         assert_eq!(warnings[0].message, "3 frames before the first keyframe cannot be decoded");
         assert_eq!((timeline.fps, timeline.duration), (25.0, 0.08));
@@ -161,16 +193,43 @@ mod tests {
     fn impossible_times_do_not_overflow() {
         let scanned = [packet(i64::MIN + 1, true), packet(i64::MAX, false)];
         for kind in [Kind::Mp4, Kind::MpegTs] {
-            let timeline = Timeline::build(&scanned, &stream((0, 0)), kind, &mut Vec::new());
+            let timeline = Timeline::build(&scanned, &stream((0, 0)), kind, &mut Vec::new()).unwrap();
             assert!(timeline.duration > 1e17 && timeline.fps < 1e-16);
         }
-        assert_eq!(Timeline::build(&[], &stream((25, 1)), Kind::Mp4, &mut Vec::new()).seconds.len(), 0);
+        assert_eq!(Timeline::build(&[], &stream((25, 1)), Kind::Mp4, &mut Vec::new()).unwrap().seconds.len(), 0);
+    }
+
+    /// Packets cut off in front of a Matroska file's first time have none: never one tick each.
+    #[test]
+    fn packets_without_times_are_timed_by_their_rate() {
+        let timeline = |duration: i64, rate| {
+            let packet = |n: i64| Scanned {
+                pts: (n >= 3).then_some(n * duration),
+                dts: None,
+                duration,
+                is_key: n == 0,
+                is_shown: true,
+            };
+            let scanned: Vec<Scanned> = (0..6).map(packet).collect();
+            let mut warnings = Vec::new();
+            let built = Timeline::build(&scanned, &stream(rate), Kind::Matroska, &mut warnings);
+            (built, warnings)
+        };
+        let (built, warnings) = timeline(4, (0, 0));
+        let built = built.unwrap();
+        assert_eq!(built.seconds, [0.0, 0.04, 0.08, 0.12, 0.16, 0.2]);
+        assert_eq!((built.fps, built.duration), (25.0, 0.24));
+        assert_eq!((warnings.len(), warnings[0].reason), (1, "no_times"));
+        assert_eq!(warnings[0].message, "3 of 6 packets have no time: frames are timed by their rate alone");
+        let (built, _) = timeline(0, (25, 2));
+        assert_eq!(built.unwrap().seconds, [0.0, 0.08, 0.16, 0.24, 0.32, 0.4]);
+        assert!(timeline(0, (0, 0)).0.is_none());
     }
 
     #[test]
     fn a_stated_rate_must_be_borne_out() {
         let scanned: Vec<Scanned> = (0..10).map(|i| packet(i * 4, i == 0)).collect();
-        let fps = |rate| Timeline::build(&scanned, &stream(rate), Kind::Mp4, &mut Vec::new()).fps;
+        let fps = |rate| Timeline::build(&scanned, &stream(rate), Kind::Mp4, &mut Vec::new()).unwrap().fps;
         assert_eq!(fps((25, 1)), 25.0);
         assert_eq!(fps((2501, 100)), 25.01);
         assert_eq!(fps((30, 1)), 25.0);

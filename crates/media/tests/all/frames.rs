@@ -92,6 +92,8 @@ fn impossible_requests_are_refused_in_words() {
         }
     }
     assert!(refused(5, 30.0, SampleSpec::new(FrameRule::Segments, FrameCount::Fps(1e18))).contains("at most 1048576"));
+    let spec = SampleSpec { start: Some(f64::NAN), ..plain(FrameCount::Num(2)) };
+    assert_eq!(refused(5, 30.0, spec), "bad request: the part of the clip has the start NaN; hint: give it in seconds");
     let spec = SampleSpec { start: Some(2.0), ..SampleSpec::new(FrameRule::QwenVlUtils, FrameCount::Num(2)) };
     assert_eq!(
         refused(30, 30.0, spec),

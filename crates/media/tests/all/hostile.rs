@@ -160,8 +160,8 @@ fn declared_samples_cost_nothing() {
         "clip.mp4",
         &bytes,
         "too_large",
-        "`clip.mp4`: too large: max_packets is 80000000 (declared), the limit is 4000000; hint: remove the record, or \
-         raise the limit `max_packets`",
+        "`clip.mp4`: too large: max_packets is 80000000 (declared), the limit is 4000000; hint: make the file \
+         smaller or shorter, or remove the record",
     );
 }
 
@@ -174,8 +174,8 @@ fn declared_fragments_cost_nothing() {
         "clip.mp4",
         &bytes,
         "too_large",
-        "`clip.mp4`: too large: max_packets is 80000000 (declared), the limit is 4000000; hint: remove the record, or \
-         raise the limit `max_packets`",
+        "`clip.mp4`: too large: max_packets is 80000000 (declared), the limit is 4000000; hint: make the file \
+         smaller or shorter, or remove the record",
     );
     let many = [mp4_box(b"ftyp", b"isom\0\0\0\0isom"), mp4_box(b"free", b"").repeat(400_001)].concat();
     check_video(
@@ -197,7 +197,7 @@ fn a_gif_of_35_bytes_gets_no_gigabyte() {
     gif.extend([0, 2, 2, 0x44, 0x01, 0, 0x3b]);
     assert_eq!(gif.len(), 35);
     let text = "`a.gif`: too large: max_pixels is 16000x16000, the limit is 67108864; hint: remove the record, or raise \
-                the limit `max_pixels`";
+                `data.limits.max_pixels` in the plan";
     check_video("a.gif", &gif, "too_large", text);
     check_image("a.gif", &gif, "too_large", text);
 }
@@ -214,8 +214,8 @@ fn decompression_bombs_are_told_by_their_headers() {
     checked.clear();
     let large = |name: &str, size: &str| {
         format!(
-            "`{name}`: too large: max_pixels is {size}, the limit is 67108864; hint: remove the record, or raise the \
-             limit `max_pixels`"
+            "`{name}`: too large: max_pixels is {size}, the limit is 67108864; hint: remove the record, \
+             or raise `data.limits.max_pixels` in the plan"
         )
     };
     check_image("a.png", &png, "too_large", &large("a.png", "60000x60000"));
@@ -240,8 +240,8 @@ fn decompression_bombs_are_told_by_their_headers() {
         "a.png",
         &png,
         "too_large",
-        "`a.png`: too large: max_alloc_bytes is 512000000 bytes for the pixels, the limit is 268435456; hint: remove \
-         the record, or raise the limit `max_alloc_bytes`",
+        "`a.png`: too large: max_alloc_bytes is 512000000 bytes for the pixels, the limit is 268435456; hint: make the file \
+         smaller or shorter, or remove the record",
     );
 }
 
@@ -275,8 +275,8 @@ fn limits_can_be_set_lower() {
         told(&error),
         (
             "deadline",
-            "`h264_gop12.mp4`: not read within the deadline of 0 s; hint: the file may be hostile or the disk slow; \
-             raise the limit `deadline`"
+            "`h264_gop12.mp4`: not read within the deadline of 0 s; hint: the file may be hostile or the disk slow: remove the record, or \
+             raise `data.limits.deadline_s` in the plan"
                 .into()
         )
     );
