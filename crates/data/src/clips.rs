@@ -104,6 +104,16 @@ impl Clips {
         } else {
             seconds
         };
+        if !is_list && reference.nframes.is_some() && reference.fps.is_some() {
+            return Err(RecordError::new(
+                "contradiction",
+                &sample.origin,
+                Some(&sample.id),
+                format!("`{}` has both a number of frames and `fps`", name_of(reference)),
+            )
+            .hint("keep one of them")
+            .into());
+        }
         let wish = Wish::of(reference, is_list, options, defaults);
         let Some(wish) = wish else {
             return Err(no_count(sample, reference));

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::{DataError, RecordError};
 use crate::formats;
-use crate::json_index::{JsonIndex, dataset_error};
+use crate::json_index::{Fingerprint, JsonIndex, dataset_error};
 use crate::record::{Format, Origin, Sample};
 
 /// How many records are looked at to tell the format.
@@ -57,6 +57,11 @@ impl Dataset {
     /// The first file.
     pub fn path(&self) -> &Path {
         self.files.first().map_or(Path::new(""), |f| &f.path)
+    }
+
+    /// What each file held when it was opened, in order.
+    pub fn fingerprints(&self) -> Vec<(PathBuf, Fingerprint)> {
+        self.files.iter().map(|file| (file.path.clone(), file.index.fingerprint())).collect()
     }
 
     /// The file of a record, and the record's place in it.

@@ -5,6 +5,8 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
+
 use crate::error::DataError;
 
 /// Where one record lies in its file.
@@ -25,6 +27,40 @@ pub(crate) struct JsonIndex {
     entries: Vec<Entry>,
     /// One for each entry when the top level is an object; empty otherwise.
     keys: Vec<String>,
+    fingerprint: Fingerprint,
+}
+
+/// What tells one content of a file from another: its length and a hash that no library's next release changes. It is
+/// made on the way through the file that finds the records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fingerprint {
+    /// Length in bytes.
+    pub num_bytes: u64,
+    /// FNV-1a, 64 bits.
+    pub hash: u64,
+}
+
+impl Fingerprint {
+    const EMPTY: Fingerprint = Fingerprint { num_bytes: 0, hash: 0xcbf2_9ce4_8422_2325 };
+
+    fn add(&mut self, bytes: &[u8]) {
+        self.num_bytes += bytes.len() as u64;
+        self.hash = bytes.iter().fold(self.hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    }
+}
+
+/// A reader that keeps a [`Fingerprint`] of what went through it.
+struct Fingerprinted<'a> {
+    file: File,
+    fingerprint: &'a mut Fingerprint,
+}
+
+impl Read for Fingerprinted<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.fingerprint.add(&buffer[..count]);
+        Ok(count)
+    }
 }
 
 /// Bytes read from a file at once.
@@ -52,16 +88,24 @@ impl JsonIndex {
             return Err(dataset_error(path, "not_a_file", "this is not a regular file", hint));
         }
         let file = File::open(path).map_err(|e| DataError::io(path, e))?;
-        let mut index = Self { path: path.to_path_buf(), entries: Vec::new(), keys: Vec::new() };
+        let mut fingerprint = Fingerprint::EMPTY;
+        let mut index = Self { path: path.to_path_buf(), entries: Vec::new(), keys: Vec::new(), fingerprint };
+        let file = Fingerprinted { file, fingerprint: &mut fingerprint };
         if is_lines(path) {
             index.scan_lines(BufReader::with_capacity(CHUNK, file))?;
         } else {
             index.scan_document(file)?;
         }
+        index.fingerprint = fingerprint;
         if index.entries.is_empty() {
             return Err(dataset_error(path, "empty_dataset", "the file holds no record", "check the file's content"));
         }
         Ok(index)
+    }
+
+    /// What the file held when it was opened.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
     }
 
     /// Number of records.

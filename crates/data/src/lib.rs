@@ -30,6 +30,7 @@ pub use batch::{Batch, Encoded, FrameInfo, IGNORE, collate};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};
 pub use image::ImageBackend;
+pub use json_index::Fingerprint;
 pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
 pub use loader::{Loader, LoaderOptions, LoaderState, OnBadMedia};
 pub use options::{EncodeOptions, OnLong};

@@ -227,10 +227,7 @@ impl Loader {
                     events.push(LedgerEvent { index: made.index, id, status: Status::Trained, notes });
                     records.push(encoded);
                 }
-                Err(error) => match self.skip(made.index, error) {
-                    Ok(event) => events.push(event),
-                    Err((event, error)) => return Err(self.fail(events, event, error)),
-                },
+                Err(error) => self.skip(made.index, error, &mut events)?,
             }
         }
         match collate(&records) {
@@ -241,16 +238,15 @@ impl Loader {
                     _ => None,
                 };
                 let status = || Status::Failed { reason: error.reason().to_owned(), message: error.to_string() };
-                let event = named.map(|event| LedgerEvent { status: status(), ..event });
-                Err(self.fail(events, event, error))
+                events.extend(named.map(|event| LedgerEvent { status: status(), ..event }));
+                Err(self.fail(events, error))
             }
         }
     }
 
     /// Keeps what the ledger has to know of a batch that is not handed out.
-    fn fail(&mut self, mut events: Vec<LedgerEvent>, event: Option<LedgerEvent>, error: DataError) -> DataError {
+    fn fail(&mut self, mut events: Vec<LedgerEvent>, error: DataError) -> DataError {
         events.retain(|event| event.status != Status::Trained);
-        events.extend(event);
         self.failed = events;
         error
     }
@@ -316,13 +312,14 @@ impl Loader {
     }
 
     /// Skips a bad record if the policy allows it.
-    fn skip(&mut self, index: u64, error: DataError) -> Result<LedgerEvent, (Option<LedgerEvent>, DataError)> {
+    fn skip(&mut self, index: u64, error: DataError, events: &mut Vec<LedgerEvent>) -> Result<(), DataError> {
         let (reason, message) = (error.reason().to_owned(), error.to_string());
         let id = self.shared.dataset.id(index);
         let event = |status| LedgerEvent { index, id, status, notes: Vec::new() };
         let options = &self.shared.options;
         if options.on_bad_media == OnBadMedia::Stop || !error.is_one_record() {
-            return Err((Some(event(Status::Failed { reason, message })), error));
+            events.push(event(Status::Failed { reason, message }));
+            return Err(self.fail(std::mem::take(events), error));
         }
         *self.state.skipped.entry(reason.clone()).or_default() += 1;
         let skipped: u64 = self.state.skipped.values().sum();
@@ -330,9 +327,11 @@ impl Loader {
         if skipped > limit {
             let causes: Vec<String> = self.state.skipped.iter().map(|(r, n)| format!("{r} {n}")).collect();
             let error = DataError::TooManySkips { skipped, limit, causes: causes.join(", ") };
-            return Err((Some(event(Status::Failed { reason, message })), error));
+            events.push(event(Status::Failed { reason, message }));
+            return Err(self.fail(std::mem::take(events), error));
         }
-        Ok(event(Status::Skipped { reason, message }))
+        events.push(event(Status::Skipped { reason, message }));
+        Ok(())
     }
 }
 

@@ -84,6 +84,15 @@ fn frames_of_a_video_stand_at_its_place_with_their_times() {
 }
 
 #[test]
+fn a_number_of_frames_beside_a_rate_is_refused() {
+    let both = MediaRef { nframes: Some(3), fps: Some(1.0), ..MediaRef::video(clip()) };
+    let error = processor("generation_blocks").encode(&question(vec![Part::Media(both)]), &num_frames(8)).unwrap_err();
+    assert_eq!(error.reason(), "contradiction");
+    let text = error.to_string();
+    assert!(text.ends_with("has both a number of frames and `fps`; hint: keep one of them"), "{text}");
+}
+
+#[test]
 fn the_records_own_count_wins() {
     let processor = processor("generation_blocks");
     let own = processor.encode(&question(vec![video(Some(3))]), &num_frames(8)).unwrap();

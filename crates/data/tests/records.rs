@@ -324,6 +324,97 @@ fn parts_that_are_not_known() {
 }
 
 #[test]
+fn fields_that_seem_to_name_media_are_not_passed_over() {
+    let talk = |key: &str, value: Value| {
+        let mut record = json!({"conversations": ask("x")});
+        record[key] = value;
+        record
+    };
+    let place = "` line 1, record `0`: ";
+    for (key, meant) in [
+        ("vidoe", "video"),
+        ("Image", "image"),
+        ("imges", "images"),
+        ("vdeo", "video"),
+        ("videoss", "videos"),
+        ("video_path", "video"),
+        ("IMG", "image"),
+    ] {
+        check(
+            talk(key, json!("a.mp4")),
+            &format!(
+                "{place}`{key}` seems to name media, and no such field is read; hint: did you mean `{meant}`? rename it, or remove it"
+            ),
+        );
+    }
+    check(
+        json!({"image": "a.png", "conversation": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}),
+        &format!(
+            "{place}`image` seems to name media, and no such field is read; hint: name the media in a part of type `image`, or remove it"
+        ),
+    );
+    // What else records carry is theirs.
+    for (key, value) in [
+        ("video_id", json!("v7")),
+        ("image_id", json!(3)),
+        ("page", json!("12")),
+        ("Image", json!("")),
+        ("vidoe", Value::Null),
+        ("title", json!("a")),
+    ] {
+        assert!(read(&talk(key, value)).is_ok(), "{key}");
+    }
+}
+
+#[test]
+fn addresses_are_told_from_paths() {
+    let with = |video: &str| json!({"video": video, "conversations": ask("<video>")});
+    for address in
+        ["rtsp://h/a.mp4", "s3://b/a.mp4", "hf://datasets/a.mp4", "ftp://h/a.mp4", "S3://b/a", "concat:a.mp4|b.mp4"]
+    {
+        let scheme = address.split_once(':').unwrap().0;
+        check(
+            with(address),
+            &format!(
+                "` line 1, record `0`: `video` is `{address}`, and addresses with `{scheme}:` are not supported; hint: download the file and name it, or give an https address"
+            ),
+        );
+    }
+    let source = |video: &str| media(&read(&with(video)).unwrap())[0].1.clone();
+    let absolute = |path: &str| MediaSource::Path(path.into());
+    assert_eq!(source("file:///a%20b/%C3%A4.mp4"), absolute("/a b/ä.mp4"));
+    assert_eq!(source("file://localhost/a%2"), absolute("/a%2"));
+    assert_eq!(source("take 1: a%20b.mp4"), path("take 1: a%20b.mp4"));
+    assert_eq!(source("a:b.mp4"), path("a:b.mp4"));
+}
+
+#[test]
+fn messages_without_words_or_weight() {
+    let with = |user: Value, assistant: Value| json!({"messages": [user, assistant]});
+    let (user, assistant) = (json!({"role": "user", "content": "x"}), json!({"role": "assistant", "content": "y"}));
+    for silent in [json!({"role": "user", "content": null}), json!({"role": "user"})] {
+        check(
+            with(silent, assistant.clone()),
+            "` line 1, record `0`: turn 0 has no `content`: expected a text or a list of parts, found none; hint: write what is said, or remove the record",
+        );
+    }
+    let weighed = |weight: Value| {
+        let mut turn = assistant.clone();
+        turn["weight"] = weight;
+        with(user.clone(), turn)
+    };
+    check(
+        weighed(json!(0)),
+        "` line 1, record `0`: `weight` of turn 1 is not 1, which is not built yet; hint: remove the field to learn from the turn, or remove the record",
+    );
+    assert!(read(&weighed(json!(1))).is_ok() && read(&weighed(Value::Null)).is_ok());
+    check(
+        json!({"video": "v.mp4", "nframes": 8, "max_frames": 4, "conversations": ask("<video>")}),
+        "` line 1, record `0`: `nframes` is above `max_frames`: expected at most 4, found 8; hint: keep one of them",
+    );
+}
+
+#[test]
 fn broken_json_names_line_and_column() {
     let good = json!({"conversations": ask("x")}).to_string();
     let (_dir, dataset) = open("a.jsonl", &format!("{good}\n{{\"id\": \"b\", \"conversations\": [}}\n{good}")).unwrap();

@@ -27,9 +27,10 @@ use crate::error::{Result, TrainError};
 use crate::metrics::{LogEntry, StepMetrics, TrainerState};
 use crate::plan::{MethodKind, Plan};
 use crate::presence::Presence;
+use crate::setup::Job;
 use crate::step::Trainer;
 
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const STATE_FILE: &str = "run_state.json";
 const TRAINER_STATE_FILE: &str = "trainer_state.json";
 const OPTIMIZER_FILE: &str = "optimizer.safetensors";
@@ -55,6 +56,8 @@ pub(crate) struct RunState {
     pub(crate) plan: Json,
     /// Names and sizes of the base model's files.
     pub(crate) base_files: BTreeMap<String, u64>,
+    /// The training set's files as they were when the run began.
+    pub(crate) dataset_files: Vec<(PathBuf, data::Fingerprint)>,
 }
 
 /// Running numbers that belong to no tensor.
@@ -308,7 +311,7 @@ impl RunState {
         loader: LoaderState,
         ledger: Ledger,
         progress: Progress,
-        base_files: BTreeMap<String, u64>,
+        job: &Job,
     ) -> RunState {
         RunState {
             format: FORMAT,
@@ -320,8 +323,27 @@ impl RunState {
             update_counts: trainer.optimizer.update_counts(),
             progress,
             plan: plan.to_json(),
-            base_files,
+            base_files: job.base_files.clone(),
+            dataset_files: job.dataset.fingerprints(),
         }
+    }
+
+    /// Refuses to go on with a training set that was edited: the order of its records would name others.
+    pub(crate) fn check_dataset(&self, job: &Job) -> Result<()> {
+        for ((path, then), (_, now)) in self.dataset_files.iter().zip(job.dataset.fingerprints()) {
+            if *then != now {
+                let how = if then.num_bytes == now.num_bytes {
+                    "its content is another".to_owned()
+                } else {
+                    format!("{} bytes then, {} now", then.num_bytes, now.num_bytes)
+                };
+                return Err(TrainError::mismatch(
+                    format!("`{}` is not the file that the run began with: {how}", path.display()),
+                    "put the file back as it was, or start a new run in another `train.output_dir`",
+                ));
+            }
+        }
+        Ok(())
     }
 }
 

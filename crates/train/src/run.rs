@@ -177,6 +177,7 @@ impl<'a> Run<'a> {
         let (mut ledger, mut progress) = (Ledger::new(job.num_records()), Progress::default());
         let last_checkpoint = start.as_ref().map(|(dir, _)| dir.clone());
         if let Some((dir, state)) = start {
+            state.check_dataset(&job)?;
             if state.base_files != job.base_files {
                 let message = "the base model's files are not those that the run began with";
                 return Err(TrainError::checkpoint(&dir, message));

@@ -3,14 +3,14 @@
 
 use serde_json::Value;
 
-use super::media_fields::{FrameWishes, part, refuse_not_built, video};
+use super::media_fields::{FrameWishes, check_fields, part, video};
 use super::{Context, Object, kind_of, required_list, role_of};
 use crate::error::RecordError;
 use crate::record::{MediaKind, MediaRef, Part, Turn};
 
 /// Reads the turns of a record.
 pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>, RecordError> {
-    refuse_not_built(context, record)?;
+    check_fields(context, record, &["video", "video_url", "video_path"])?;
     let list = required_list(context, record, "conversation")?;
     let wishes = FrameWishes::read(context, record)?;
     let clip = clip_of(context, record, &wishes)?;

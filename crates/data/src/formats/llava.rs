@@ -3,14 +3,17 @@
 
 use serde_json::Value;
 
-use super::media_fields::{FrameWishes, image, refuse_not_built, video};
+use super::media_fields::{FrameWishes, check_fields, image, video};
 use super::{Context, Object, kind_of, required_list, role_of};
 use crate::error::RecordError;
 use crate::record::{MediaKind, MediaRef, Part, Role, Turn};
 
+/// The fields of a record that name media. Shared with `messages` records.
+pub(super) const MEDIA_FIELDS: [&str; 4] = ["image", "images", "video", "videos"];
+
 /// Reads the turns of a record.
 pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>, RecordError> {
-    refuse_not_built(context, record)?;
+    check_fields(context, record, &MEDIA_FIELDS)?;
     let list = required_list(context, record, "conversations")?;
     let mut turns = Vec::with_capacity(list.len());
     let mut media = Placeholders::read(context, record, &mut list.iter().map(|t| text_of(t).unwrap_or_default()))?;

@@ -52,6 +52,14 @@ impl FrameWishes {
             start: number(context, object, "video_start")?,
             end: number(context, object, "video_end")?,
         };
+        if let (Some(wanted), Some(most)) = (wishes.nframes, wishes.max_frames)
+            && wanted > most
+        {
+            return Err(context
+                .error("contradiction", "`nframes` is above `max_frames`")
+                .expected(format!("at most {most}"), wanted.to_string())
+                .hint("keep one of them"));
+        }
         if wishes.fps == Some(0.0) {
             return Err(context.error("bad_number", "`fps` is 0").hint("give a rate above 0"));
         }
@@ -151,9 +159,22 @@ fn one_source(context: &Context<'_>, field: &str, value: &Value) -> Result<Media
         Err(context
             .error("not_built", format!("`{field}` holds the media itself, which is not built yet"))
             .hint("write it to a file and name the file"))
+    } else if let Some(scheme) = scheme_of(text).filter(|scheme| !scheme.eq_ignore_ascii_case("file")) {
+        Err(context
+            .error("bad_media", format!("`{field}` is `{text}`, and addresses with `{scheme}:` are not supported"))
+            .hint("download the file and name it, or give an https address"))
     } else {
         Ok(MediaSource::Path(context.resolve(text)))
     }
+}
+
+/// What stands before `://`, or before the `:` of libav's own protocols that name several files.
+fn scheme_of(text: &str) -> Option<&str> {
+    let (scheme, rest) = text.split_once(':')?;
+    let is_scheme = scheme.starts_with(|c: char| c.is_ascii_alphabetic())
+        && scheme.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.'));
+    let is_libav = ["concat", "concatf", "subfile"].contains(&scheme.to_ascii_lowercase().as_str());
+    (is_scheme && (rest.starts_with("//") || is_libav)).then_some(scheme)
 }
 
 /// A part of a turn as OpenAI and `transformers` write it. `bare` decides what a picture or clip without a source is.
@@ -239,6 +260,23 @@ fn check_keys(
     }
 }
 
+/// Whether two words are equal, or become so by one letter more, less, changed, or swapped with its neighbour.
+fn is_one_slip(found: &str, wanted: &str) -> bool {
+    let (a, b): (Vec<char>, Vec<char>) = (found.chars().collect(), wanted.chars().collect());
+    let start = a.iter().zip(&b).take_while(|(x, y)| x == y).count();
+    let (a, b) = (&a[start..], &b[start..]);
+    match (a, b) {
+        ([], []) => true,
+        ([x, y, a @ ..], [v, w, b @ ..]) if (x, y) == (w, v) && a == b => true,
+        _ => {
+            let after = |rest: &[char]| rest.get(1..).unwrap_or_default().to_vec();
+            (a.len() == b.len() && after(a) == after(b))
+                || (a.len() == b.len() + 1 && after(a) == b)
+                || (a.len() + 1 == b.len() && a == after(b))
+        }
+    }
+}
+
 fn number(context: &Context<'_>, object: &Object, key: &str) -> Result<Option<f64>, RecordError> {
     match object.get(key) {
         None | Some(Value::Null) => Ok(None),
@@ -263,8 +301,45 @@ fn count(context: &Context<'_>, object: &Object, key: &str) -> Result<Option<usi
     }
 }
 
-/// Refuses record fields that carry content which is not built yet.
-pub(super) fn refuse_not_built(context: &Context<'_>, record: &Object) -> Result<(), RecordError> {
+/// Keys by which other tools name media; read under another name here.
+const OTHER_NAMES: [(&str, &str); 12] = [
+    ("img", "image"),
+    ("imgs", "images"),
+    ("image_file", "image"),
+    ("image_path", "image"),
+    ("image_paths", "images"),
+    ("image_url", "image"),
+    ("video_file", "video"),
+    ("video_path", "video"),
+    ("video_paths", "videos"),
+    ("video_url", "video"),
+    ("clip", "video"),
+    ("clips", "videos"),
+];
+
+/// Refuses record fields that carry content which is not built yet, and fields that seem to name media and would be
+/// passed over. `known` are the format's own media fields.
+pub(super) fn check_fields(context: &Context<'_>, record: &Object, known: &[&str]) -> Result<(), RecordError> {
+    for (key, value) in record.iter().filter(|(key, _)| !known.contains(&key.as_str())) {
+        let holds_names = match value {
+            Value::String(text) => !text.is_empty(),
+            Value::Array(list) => !list.is_empty(),
+            _ => false,
+        };
+        let lower = key.to_ascii_lowercase();
+        let other = OTHER_NAMES.iter().find(|(name, _)| *name == lower).map(|&(_, meant)| meant);
+        let near = || ["image", "images", "video", "videos"].into_iter().find(|name| is_one_slip(&lower, name));
+        if let Some(meant) = other.or_else(near).filter(|_| holds_names) {
+            let hint = if known.contains(&meant) {
+                format!("did you mean `{meant}`? rename it, or remove it")
+            } else {
+                format!("name the media in a part of type `{}`, or remove it", meant.trim_end_matches('s'))
+            };
+            return Err(context
+                .error("unknown_key", format!("`{key}` seems to name media, and no such field is read"))
+                .hint(hint));
+        }
+    }
     for key in ["audio", "audios", "speech", "tools"] {
         let empty = match record.get(key) {
             None | Some(Value::Null) => true,

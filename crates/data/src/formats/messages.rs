@@ -3,15 +3,15 @@
 
 use serde_json::Value;
 
-use super::llava::Placeholders;
-use super::media_fields::{part, refuse_not_built};
+use super::llava::{MEDIA_FIELDS, Placeholders};
+use super::media_fields::{check_fields, part};
 use super::{Context, Object, kind_of, required_list, role_of};
 use crate::error::RecordError;
 use crate::record::{Part, Role, Turn};
 
 /// Reads the turns of a record.
 pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>, RecordError> {
-    refuse_not_built(context, record)?;
+    check_fields(context, record, &MEDIA_FIELDS)?;
     let list = required_list(context, record, "messages")?;
     let mut turns = Vec::with_capacity(list.len());
     let texts = list.iter().map(|m| m.get("content").and_then(Value::as_str).unwrap_or_default());
@@ -30,6 +30,11 @@ pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>,
         if message.get("tool_calls").is_some_and(|v| v.as_array().is_some_and(|a| !a.is_empty())) {
             return Err(context.error("not_built", format!("turn {position} has `tool_calls`, which is not built yet")));
         }
+        if message.get("weight").is_some_and(|v| !v.is_null() && v.as_f64() != Some(1.0)) {
+            return Err(context
+                .error("not_built", format!("`weight` of turn {position} is not 1, which is not built yet"))
+                .hint("remove the field to learn from the turn, or remove the record"));
+        }
         let parts = match message.get("content") {
             Some(Value::String(text)) if !beside.is_empty() => beside.split(context, position, text)?,
             Some(Value::String(text)) => vec![Part::Text(text.clone())],
@@ -41,7 +46,14 @@ pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>,
                 };
                 parts.iter().map(|p| part(context, position, p, &mut bare)).collect::<Result<_, _>>()?
             }
-            Some(Value::Null) | None => Vec::new(),
+            // An assistant's turn without content is an empty answer, which is refused as such.
+            Some(Value::Null) | None if role == Role::Assistant => Vec::new(),
+            Some(Value::Null) | None => {
+                return Err(context
+                    .error("bad_turn", format!("turn {position} has no `content`"))
+                    .expected("a text or a list of parts", "none")
+                    .hint("write what is said, or remove the record"));
+            }
             Some(other) => {
                 return Err(context
                     .error("bad_turn", format!("`content` of turn {position} has the wrong type"))

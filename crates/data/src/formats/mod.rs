@@ -31,9 +31,33 @@ impl Context<'_> {
 
     /// The path as written, taken from the media folder when it is relative.
     fn resolve(&self, written: &str) -> PathBuf {
-        let path = Path::new(written.strip_prefix("file://").unwrap_or(written));
-        if path.is_absolute() { path.to_path_buf() } else { self.media_dir.join(path) }
+        let address = written.get(..7).filter(|start| start.eq_ignore_ascii_case("file://"));
+        let path = match address.and_then(|_| written.get(7..)) {
+            Some(rest) => PathBuf::from(percent_decoded(rest.strip_prefix("localhost").unwrap_or(rest))),
+            None => PathBuf::from(written),
+        };
+        if path.is_absolute() { path } else { self.media_dir.join(path) }
     }
+}
+
+/// The text of an address with `%20` and its like replaced; as it stands where that gives no text.
+fn percent_decoded(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = after.get(..2).and_then(|code| u8::from_str_radix(std::str::from_utf8(code).ok()?, 16).ok());
+        match code.filter(|_| *first == b'%') {
+            Some(byte) => {
+                bytes.push(byte);
+                rest = &after[2..];
+            }
+            None => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
 /// Tells the format of a record by its keys.

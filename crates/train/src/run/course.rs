@@ -295,14 +295,13 @@ impl Run<'_> {
         }
         // A checkpoint of step N promises the metrics up to step N.
         self.metrics.sync()?;
-        let base_files = self.job.base_files.clone();
         let state = RunState::new(
             &self.trainer,
             self.plan,
             self.loader.state(),
             self.ledger.clone(),
             self.progress.clone(),
-            base_files,
+            &self.job,
         );
         let contents =
             Contents { plan: self.plan, processor: &self.job.processor, state, trainer_state: self.trainer_state() };

@@ -233,6 +233,26 @@ fn a_dataset_that_changed_is_noticed() {
     std::fs::write(place.path("train.jsonl"), text.lines().skip(4).collect::<Vec<_>>().join("\n")).unwrap();
     let error = run(&plan, &Resume::Auto).unwrap_err();
     assert!(error.to_string().contains("it belongs to 11 records, the dataset has 7"), "{error}");
+    // As many records, and one of them another.
+    let path = place.path("train.jsonl");
+    for (edited, how) in [(text.replacen("moves", "rests", 1), "its content is another".to_owned()), {
+        let longer = text.replacen("moves", "moves away", 1);
+        let how = format!("{} bytes then, {} now", text.len(), longer.len());
+        (longer, how)
+    }] {
+        std::fs::write(&path, edited).unwrap();
+        let error = run(&plan, &Resume::Auto).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "`{}` is not the file that the run began with: {how}\n  hint: put the file back as it was, or start a new run in another `train.output_dir`",
+                path.display()
+            )
+        );
+        assert_eq!(error.class(), ExitClass::BadPlan);
+    }
+    std::fs::write(&path, text).unwrap();
+    run(&plan, &Resume::Auto).unwrap_or_else(|error| panic!("{error}"));
 }
 
 #[test]
