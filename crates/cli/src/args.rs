@@ -125,6 +125,10 @@ impl Common {
             if threads == 0 {
                 return Err(CliError::usage("`--threads 0`: expected at least 1", "leave it out for all cores").into());
             }
+            if threads > MAX_THREADS {
+                let message = format!("`--threads {threads}`: expected at most {MAX_THREADS}");
+                return Err(CliError::usage(message, "leave it out for all cores").into());
+            }
             tensor::set_num_threads(threads);
             rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
         }
@@ -236,7 +240,7 @@ pub struct SetArgs {
     #[arg(long, value_name = "DIR")]
     pub media_dir: Option<PathBuf>,
     /// Only the first N records
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<u64>)]
     pub max_samples: Option<u64>,
 }
 
@@ -292,7 +296,7 @@ pub struct EvalArgs {
     #[command(flatten)]
     pub frames: FrameArgs,
     /// Longest answer, in tokens; 64 when not given, 256 for summary and story
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_new_tokens: Option<usize>,
     /// Records in one batch
     #[arg(long, value_name = "N", default_value_t = 4)]
@@ -365,7 +369,7 @@ pub struct GenerateArgs {
     #[arg(long, value_name = "N")]
     pub max_frames: Option<usize>,
     /// Longest answer, in tokens
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one::<usize>)]
     pub max_new_tokens: usize,
     /// 0 takes the most likely token, whatever `generation_config.json` says; higher varies more
     #[arg(long, value_name = "T", default_value_t = 0.0)]
@@ -423,12 +427,23 @@ pub struct FramesArgs {
     /// End of the part to use, in seconds
     #[arg(long, value_name = "S")]
     pub end: Option<f64>,
-    /// Resize the frames (bicubic, as Pillow); the video's own size when not given
+    /// Resize the frames (bicubic, the bytes of Pillow 11 and 12); the video's own size when not given
     #[arg(long, value_name = "WxH")]
     pub size: Option<Size>,
     /// Folder for the PNG files and frames.json
     #[arg(long, value_name = "DIR")]
     pub out: PathBuf,
+}
+
+/// Threads beyond which only memory grows.
+const MAX_THREADS: usize = 1024;
+
+/// A count that makes no sense at 0.
+fn at_least_one<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+    match text.parse() {
+        Ok(count) if count >= T::from(1) => Ok(count),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
 }
 
 /// A size in pixels, written `WxH`.
@@ -468,7 +483,7 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub frames: FrameArgs,
     /// Refuse records of more tokens than this (with --model)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", requires = "model")]
     pub max_length: Option<usize>,
     /// Do not open media files (without --model)
     #[arg(long, conflicts_with = "model")]

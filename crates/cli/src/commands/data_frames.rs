@@ -1,5 +1,6 @@
 //! `vidtune data frames`: chosen frames of a video as PNG files, with their numbers and times in `frames.json`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -48,6 +49,17 @@ pub fn run(args: &FramesArgs, console: &Console) -> Result<ExitCode> {
         (_, Some(fps)) => FrameCount::Fps(fps),
         _ => FrameCount::All,
     };
+    if let (Some(wanted), Some(most)) = (args.num_frames, args.max_frames)
+        && wanted > most
+    {
+        let message = format!("`--num-frames {wanted}` is above `--max-frames {most}`");
+        return Err(CliError::usage(message, "keep one of them").into());
+    }
+    if args.all && args.max_frames.is_some() && rule != FrameRule::Stride {
+        let message = "`--all` and `--max-frames` contradict each other";
+        return Err(CliError::usage(message, "give `--num-frames` instead, or `--rule stride`").into());
+    }
+    refuse_old_frames(&args.out)?;
     let index = media::index_video(&args.video, &limits)?;
     for warning in &index.warnings {
         console.warning(&format!("`{}`: {}", args.video.display(), warning.message));
@@ -89,4 +101,17 @@ pub fn run(args: &FramesArgs, console: &Console) -> Result<ExitCode> {
     output::write_json(Some(&args.out.join("frames.json")), &manifest)?;
     console.info(&format!("{} frames in `{}`", manifest.files.len(), args.out.display()));
     Ok(ExitCode::SUCCESS)
+}
+
+/// Frames of two videos in one folder would be taken for one.
+fn refuse_old_frames(out: &Path) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(out) else { return Ok(()) };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    match names.filter(|name| name.starts_with("frame_") && name.ends_with(".png")).min() {
+        None => Ok(()),
+        Some(name) => {
+            let message = format!("`{}` holds frames already (`{name}`)", out.display());
+            Err(CliError::usage(message, "name another folder, or remove them").into())
+        }
+    }
 }

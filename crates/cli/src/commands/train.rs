@@ -14,7 +14,7 @@ use train::{Event, ReportOptions, Resume, RunOutcome, plan_report};
 use crate::args::{Common, DeviceChoice, TrainArgs};
 use crate::commands::plan::{part_table, text_of};
 use crate::console::{Console, bytes, duration};
-use crate::failure::Exit;
+use crate::failure::{CliError, Exit};
 use crate::output;
 
 /// Runs the command.
@@ -32,6 +32,10 @@ pub fn run(args: &TrainArgs, common: &Common, console: &Console) -> Result<ExitC
     let resume = match args.resume.as_deref() {
         None => Resume::Never,
         Some("auto") => Resume::Auto,
+        Some(dir) if !Path::new(dir).is_dir() => {
+            let hint = "give `auto`, or a folder `checkpoint-N` of an earlier run";
+            return Err(CliError::usage(format!("`--resume {dir}`: there is no such folder"), hint).into());
+        }
         Some(dir) => Resume::From(dir.into()),
     };
     let stop = stop_on_signals()?;

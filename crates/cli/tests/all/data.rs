@@ -25,8 +25,20 @@ fn frames_are_written_with_their_times() {
         // Width and height in the header chunk, big-endian.
         assert_eq!(&png[16..24], [0, 0, 0, 20, 0, 0, 0, 10]);
     }
-    let run = line("data frames", &["--video", &clip("av1.mp4"), "--num-frames", "9999", "--out", &out_text]);
-    run.expect(2);
+    let other = text_of(&dir.path().join("other"));
+    for (count, part) in [
+        ("--num-frames 9999", "9999 frames are wanted and the clip has 40"),
+        ("--num-frames 99999999999 --rule segments", "at most 1048576"),
+        ("--num-frames 4 --max-frames 3", "`--num-frames 4` is above `--max-frames 3`"),
+        ("--all --max-frames 3", "contradict each other"),
+        ("--all --start nan", "the start NaN"),
+    ] {
+        let run = line(&format!("data frames {count}"), &["--video", &clip("av1.mp4"), "--out", &other]).expect(2);
+        assert!(run.stderr.contains(part), "{count}: {}", run.stderr);
+    }
+    // A second clip's frames do not mix with the first's.
+    let run = line("data frames --num-frames 2", &["--video", &clip("av1.mp4"), "--out", &out_text]).expect(2);
+    assert!(run.stderr.contains("holds frames already (`frame_000.png`)"), "{}", run.stderr);
 }
 
 #[test]

@@ -52,6 +52,8 @@ fn a_folder_of_videos_trains_to_an_answer() {
     assert_eq!((count("ready"), count("evaluated"), count("exported")), (1, 2, 1), "{}", run.stderr);
     let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 4);
+    let run = with("train", &plan, &["train.num_train_epochs=2", "--resume", "nope"]).expect(2);
+    assert!(run.stderr.contains("`--resume nope`: there is no such folder"), "{}", run.stderr);
     let run = with("train", &plan, &["train.num_train_epochs=2"]).expect(2);
     assert!(run.stderr.contains("hint: pass `--resume auto`"), "{}", run.stderr);
 
