@@ -40,7 +40,7 @@ const CODECS: [&str; 23] = [
 /// Something about a file that a user should know, although the file can be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Warning {
-    /// A short word for counting: `truncated`, `leading_frames`, `read_error`, `no_times`.
+    /// A short word for counting: `truncated`, `leading_frames`, `read_error`, `no_times`, `joined`.
     pub reason: &'static str,
     /// One line, lower case.
     pub message: String,

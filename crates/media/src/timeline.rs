@@ -47,8 +47,15 @@ impl Timeline {
     /// Sorts the frames; adds a warning if some cannot be decoded, or if times had to be counted. `None` if nothing
     /// tells when the frames are shown.
     pub fn build(scanned: &[Scanned], stream: &StreamInfo, kind: Kind, warnings: &mut Vec<Warning>) -> Option<Self> {
-        let has_pts = scanned.iter().all(|packet| packet.pts.is_some());
-        let mut shown = if has_pts {
+        let mut has_pts = scanned.iter().all(|packet| packet.pts.is_some());
+        let joined = if kind == Kind::MpegTs && has_pts { shown_in_parts(scanned) } else { None };
+        let mut shown = if let Some((shown, num_parts)) = joined {
+            let message = format!("{num_parts} recordings with clocks of their own are joined: one follows the other");
+            warnings.push(Warning { reason: "joined", message });
+            // Times may stand twice in the file, so pictures are told by their number alone.
+            has_pts = false;
+            shown
+        } else if has_pts {
             shown_by_pts(scanned, warnings)
         } else if scanned.iter().all(|packet| packet.dts.is_some()) {
             shown_in_order(scanned)
@@ -115,6 +122,38 @@ fn shown_by_pts(scanned: &[Scanned], warnings: &mut Vec<Warning>) -> Vec<Shown> 
 fn shown_in_order(scanned: &[Scanned]) -> Vec<Shown> {
     let shown = scanned.iter().filter(|packet| packet.is_shown);
     shown.filter_map(|packet| Some(Shown { tick: packet.dts?, duration: packet.duration })).collect()
+}
+
+/// The frames of recordings joined in one transport stream, with their number: wherever the clock jumps back at a
+/// keyframe another recording begins, and its frames follow those before. `None` if the clock never does.
+fn shown_in_parts(scanned: &[Scanned]) -> Option<(Vec<Shown>, usize)> {
+    let jumps = (1..scanned.len()).filter(|&at| {
+        let (before, here) = (&scanned[at - 1], &scanned[at]);
+        here.is_key && before.dts.zip(here.dts).is_some_and(|(before, here)| here < before)
+    });
+    let starts: Vec<usize> = std::iter::once(0).chain(jumps).collect();
+    // Frames before the first keyframe give no picture, and would be counted as one here.
+    if starts.len() < 2 || !scanned[0].is_key {
+        return None;
+    }
+    let ends = starts.iter().skip(1).copied().chain([scanned.len()]);
+    let (mut all, mut end) = (Vec::with_capacity(scanned.len()), None::<i64>);
+    for (&start, stop) in starts.iter().zip(ends) {
+        let part = scanned[start..stop].iter().filter(|packet| packet.is_shown);
+        let part: Vec<Shown> =
+            part.filter_map(|packet| Some(Shown { tick: packet.pts?, duration: packet.duration })).collect();
+        let Some(first) = part.iter().map(|frame| frame.tick).min() else { continue };
+        let offset = match end {
+            Some(end) => end.checked_sub(first)?,
+            None => 0,
+        };
+        for frame in part {
+            let tick = frame.tick.checked_add(offset)?;
+            end = end.max(Some(tick.checked_add(frame.duration)?));
+            all.push(Shown { tick, ..frame });
+        }
+    }
+    Some((all, starts.len()))
 }
 
 /// The frames of a stream some of whose packets have no time at all: one after the other, each as long as every packet

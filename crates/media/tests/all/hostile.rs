@@ -477,6 +477,27 @@ fn a_file_that_changes_is_noticed() {
     );
 }
 
+/// Recordings joined end to end keep their order, although the second one's clock begins again.
+#[test]
+fn joined_recordings_follow_one_another() {
+    let expected = json("clips.json");
+    let once = expected["clips"].as_array().unwrap().iter().find(|entry| entry["name"] == "h264.ts").unwrap();
+    let sums: Vec<&str> = once["sha256"].as_array().unwrap().iter().map(|sum| sum.as_str().unwrap()).collect();
+    let file = file("joined.ts", &clip("h264.ts").repeat(2));
+    let index = index_video(&file.path, &Limits::default()).unwrap();
+    assert_eq!(index.num_frames(), 2 * sums.len());
+    for (number, seconds) in index.seconds.iter().enumerate() {
+        assert!((seconds - number as f64 / 25.0).abs() < 1e-6, "{number}: {seconds}");
+    }
+    assert_eq!((index.warnings.len(), index.warnings[0].reason), (1, "joined"));
+    let all: Vec<usize> = (0..index.num_frames()).collect();
+    for choice in [&all[..], &[119, 0, 60, 61], &[75]] {
+        for frame in decode_frames(&index, choice, &Limits::default()).unwrap() {
+            assert_eq!(sha256(&frame.image)[..32], *sums[frame.index % sums.len()], "frame {}", frame.index);
+        }
+    }
+}
+
 /// Flipped bits anywhere give an error or pictures, within the time, and never a panic.
 #[test]
 fn flipped_bits_never_panic() {
