@@ -226,7 +226,10 @@ mod tests {
         assert_eq!(exit_of(&infer::InferError::Data(record)), Exit::Data);
         let no_libav = || media::MediaError::NoLibav { detail: String::new(), hint: String::new() };
         assert_eq!(exit_of(&no_libav()), Exit::Failed);
-        assert_eq!(exit_of(&data::DataError::Media { id: "1".into(), source: Box::new(no_libav()) }), Exit::Failed);
+        assert_eq!(
+            exit_of(&data::DataError::Media { origin: Box::default(), id: "1".into(), source: Box::new(no_libav()) }),
+            Exit::Failed
+        );
         assert_eq!(exit_of(&hub::HubError::BadModelSpec { spec: "x".into() }), Exit::Usage);
         assert_eq!(exit_of(&hub::HubError::IsFolder { path: "x".into() }), Exit::Usage);
         assert_eq!(exit_of(&hub::HubError::NoCacheDir), Exit::Failed);

@@ -86,7 +86,8 @@ mod tests {
             scene.objects[0].cells = [Some(Cell { x: 1, y: 2 }); MOMENTS];
             let image = draw(&scene, 0, 80, 64);
             let pixel = |x: usize, y: usize| &image.data[(y * 80 + x) * 3..][..3];
-            assert_eq!(pixel(30, 40), scene.objects[0].colour.rgb());
+            // The middle of the second column and of the last row of three.
+            assert_eq!(pixel(40, 53), scene.objects[0].colour.rgb());
             assert_eq!(pixel(79, 0), scene.background);
         }
     }

@@ -59,7 +59,7 @@ pub const CAPTION_PROMPT: &str = "Describe the video.";
 
 /// Every word of questions, answers and captions, and every sign between them: the vocabulary of the demo's tokenizer.
 pub fn words() -> Vec<String> {
-    const REST: &str = "Describe the video . , ? What shape colour is one How many shapes are there Does Do move or come rainbow order \
+    const REST: &str = "Describe the video . , ? What shape colour is one How many shapes are there Does Do move or colours come in rainbow order \
                         yes no When there in Where frame : A a and moves then";
     let numbers = (1..=MAX_COUNT.max(GRID).max(MOMENTS)).map(|number| number.to_string());
     let named = Colour::ALL
@@ -353,6 +353,7 @@ mod tests {
 
             let (scene, exchange) = scene_for(QuestionType::Order, &mut rng, index);
             let (back, other) = backwards(QuestionType::Order, &scene, &exchange).unwrap();
+            assert_eq!(other.answer, ask_order(&back).answer);
             assert_eq!(exchange.question, other.question);
             assert_ne!(verdict(&exchange.answer), verdict(&other.answer));
         }

@@ -284,8 +284,10 @@ mod tests {
 
     use super::*;
 
+    type Outline = (Colour, Shape, [Option<Cell>; MOMENTS], Option<Direction>);
+
     /// What a clip shows, without what only decorates it.
-    fn outline(scene: &Scene) -> Vec<(Colour, Shape, [Option<Cell>; MOMENTS], Option<Direction>)> {
+    fn outline(scene: &Scene) -> Vec<Outline> {
         let mut rows: Vec<_> =
             scene.objects.iter().map(|object| (object.colour, object.shape, object.cells, object.direction)).collect();
         rows.sort();
@@ -357,9 +359,9 @@ mod tests {
             for _ in 0..draws {
                 for (side, direction) in [pair, pair.opposite()].into_iter().enumerate() {
                     let scene = Scene::motion(&mut rng, direction, 2);
-                    for moment in 0..MOMENTS {
-                        if let Some(cell) = scene.objects[0].cells[moment] {
-                            counts[side][moment][cell.y * GRID + cell.x] += 1;
+                    for (cell, row) in scene.objects[0].cells.iter().zip(&mut counts[side]) {
+                        if let Some(cell) = cell {
+                            row[cell.y * GRID + cell.x] += 1;
                         }
                     }
                 }

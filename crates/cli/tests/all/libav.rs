@@ -54,7 +54,7 @@ fn without_libav_the_fix_is_told_and_no_record_is_blamed() {
 
     let data = dataset(folder.path(), &[record("good", &clip("av1.mp4"), "A circle.")]);
     let run = vidtune_with(&["data", "check", "--data", &data], &without).expect(1);
-    assert!(run.stderr.contains("error: record `good`: libav cannot be used: "), "{}", run.stderr);
+    assert!(run.stderr.contains(", record `good`: libav cannot be used: "), "{}", run.stderr);
     let report = vidtune_with(&["doctor", "--json"], &without).expect(0).json();
     assert_eq!(report["libav"], Value::Null);
     assert!(report["libav_error"].as_str().unwrap().contains(&looked_for), "{report}");
