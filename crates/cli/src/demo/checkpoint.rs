@@ -89,6 +89,7 @@ fn config(base: usize) -> Value {
             "num_hidden_layers": 4,
             "num_attention_heads": 4,
             "num_key_value_heads": 4,
+            "head_dim": 32,
             "max_position_embeddings": 512,
             "rope_theta": 1000.0,
             "rms_norm_eps": 1e-6,

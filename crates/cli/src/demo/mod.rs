@@ -37,7 +37,7 @@ use scene::MOMENTS;
 const SEED: u64 = 20;
 
 /// Clips of the whole demo.
-const COUNTS: Counts = Counts { stage1: 6000, order: 1500, replay: 600, held_out: 240 };
+const COUNTS: Counts = Counts { stage1: 6000, order: 1500, replay: 1000, held_out: 240 };
 
 /// What every type should reach.
 const AIM: f64 = 0.95;
@@ -128,7 +128,7 @@ fn stage1_plan(dir: &Path, base: &Path, files: &Files) -> String {
         "# All parts learn from captions and simple questions.\n\
          model: {{path: {}}}\nmethod: {{kind: full}}\n\
          data:\n  train: [{{path: {}, format: conversation, media_dir: {}}}]\n  num_frames: {MOMENTS}\n\
-         train:\n  output_dir: {}\n  num_train_epochs: 5\n  per_device_train_batch_size: 16\n  learning_rate: 2.0e-3\n  \
+         train:\n  output_dir: {}\n  num_train_epochs: 7\n  per_device_train_batch_size: 16\n  learning_rate: 3.0e-3\n  \
          lr_scheduler_type: cosine\n  warmup_ratio: 0.05\n  weight_decay: 0.01\n  adam_beta2: 0.98\n  max_grad_norm: 1.0\n  logging_steps: 100\n  \
          save_strategy: no\n  seed: {SEED}\n",
         quoted(base),
@@ -145,7 +145,7 @@ fn stage2_plan(dir: &Path, stage1: &Path, files: &Files) -> String {
          model: {{path: {}}}\n\
          method: {{kind: lora, lora: {{r: 32, lora_alpha: 64, target_modules: all-linear}}}}\n\
          data:\n  train: [{{path: {}, format: llava, media_dir: {}}}]\n  num_frames: {MOMENTS}\n\
-         train:\n  output_dir: {}\n  num_train_epochs: 4\n  per_device_train_batch_size: 16\n  learning_rate: 1.0e-3\n  \
+         train:\n  output_dir: {}\n  num_train_epochs: 3\n  per_device_train_batch_size: 16\n  learning_rate: 1.0e-3\n  \
          lr_scheduler_type: cosine\n  warmup_ratio: 0.05\n  max_grad_norm: 1.0\n  logging_steps: 100\n  save_strategy: no\n  \
          seed: {SEED}\n",
         quoted(stage1),
