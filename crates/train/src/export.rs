@@ -132,9 +132,15 @@ pub fn next_steps(plan: &Plan, final_model: &Path, kind: ModelKind) -> NextSteps
     } else {
         format!("--model {}", quoted_path(final_model))
     };
+    // The frames of the training, where the plan and not the checkpoint chose them.
+    let frames = match (plan.data.num_frames, plan.data.fps) {
+        (Some(count), _) => format!(" --num-frames {count}"),
+        (None, Some(fps)) => format!(" --fps {fps}"),
+        (None, None) => String::new(),
+    };
     NextSteps {
-        generate: format!("vidtune generate {model} --video VIDEO.mp4 --prompt 'What happens in this video?'"),
-        evaluate: format!("vidtune eval {model} --data DATA.json --task loss --out results.json"),
+        generate: format!("vidtune generate {model} --video VIDEO.mp4{frames} --prompt 'What happens in this video?'"),
+        evaluate: format!("vidtune eval {model} --data DATA.json{frames} --task loss --out results.json"),
         python: python(plan, final_model, kind),
     }
 }
@@ -193,6 +199,11 @@ mod tests {
             "vidtune generate --model org/base --adapter 'my runs/one/final_model' --video VIDEO.mp4 --prompt 'What happens in this video?'"
         );
         assert!(steps.python.contains("PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(\"org/base\"), \"my runs/one/final_model\")"));
+        let mut framed = plan("lora");
+        framed.data.num_frames = Some(8);
+        let steps = next_steps(&framed, Path::new("m"), ModelKind::Vision);
+        assert!(steps.generate.contains(" --video VIDEO.mp4 --num-frames 8 --prompt "), "{}", steps.generate);
+        assert!(steps.evaluate.contains(" --data DATA.json --num-frames 8 --task "), "{}", steps.evaluate);
         let steps = next_steps(&plan("full"), Path::new("x"), ModelKind::Text);
         assert_eq!(steps.evaluate, "vidtune eval --model x --data DATA.json --task loss --out results.json");
         assert!(steps.python.contains("AutoModelForCausalLM.from_pretrained(\"x\")"), "{}", steps.python);

@@ -103,3 +103,55 @@ fn a_signal_ends_a_run_with_a_checkpoint() {
     let metrics = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
     assert_eq!(metrics.lines().count(), 300);
 }
+
+/// Step, loss, gradient norm and learning rate of every line: what must not depend on where a run was interrupted.
+fn course(output: &Path) -> Vec<[Value; 4]> {
+    let text = std::fs::read_to_string(output.join("metrics.jsonl")).unwrap();
+    let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).unwrap());
+    lines.map(|line| ["step", "loss", "grad_norm", "learning_rate"].map(|key| line[key].clone())).collect()
+}
+
+#[test]
+fn a_run_killed_at_random_moments_ends_with_the_same_bits() {
+    let (dir, plan) = folder();
+    let start = |output: &Path, workers: usize| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vidtune"));
+        command.args(["train", &plan, "data.num_frames=2", "train.num_train_epochs=60", "train.eval_strategy=no"]);
+        command.args(["train.save_strategy=steps", "train.save_steps=7", "method.lora.lora_dropout=0.1"]);
+        command.arg(format!("train.output_dir={}", output.display()));
+        command.arg(format!("data.num_workers={workers}"));
+        command.args(["--resume", "auto"]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let finish = |child: Child| {
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    let whole = dir.path().join("whole");
+    finish(start(&whole, 2));
+
+    // The moments are really random: a failure names them.
+    let mut state = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().subsec_nanos() as u64;
+    let killed = dir.path().join("killed");
+    let mut moments = Vec::new();
+    for round in 0..6 {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let moment = Duration::from_millis(40 + (state >> 33) % 400);
+        moments.push(moment);
+        let mut child = start(&killed, 1 + round % 3);
+        std::thread::sleep(moment);
+        // SIGKILL: nothing of the process runs after it. It may have ended before.
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if killed.join("final_model").exists() {
+            break;
+        }
+    }
+    if !killed.join("final_model").exists() {
+        finish(start(&killed, 3));
+    }
+    assert_eq!(course(&killed), course(&whole), "killed after {moments:?}");
+    assert_eq!(course(&whole).len(), 120);
+    let weights = |output: &Path| std::fs::read(output.join("final_model/adapter_model.safetensors")).unwrap();
+    assert!(weights(&killed) == weights(&whole), "killed after {moments:?}: other weights");
+}
