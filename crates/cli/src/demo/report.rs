@@ -305,7 +305,7 @@ rect.before { fill: var(--before); } rect.after { fill: var(--after); } rect.shu
 .clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 16px; }
 article { border: 1px solid var(--line); border-radius: 8px; padding: 12px; } article img { width: 100%; border-radius: 4px; display: block; image-rendering: auto; }
 article small { color: var(--dim); } article p { margin: 6px 0; font-weight: 600; } article em { font-style: normal; font-weight: 500; font-size: 12px; color: var(--dim); border: 1px solid var(--line); border-radius: 9px; padding: 1px 8px; margin-right: 4px; }
-table { width: 100%; border-collapse: collapse; font-size: 14px; } td { padding: 2px 0; border-top: 1px solid var(--line); } td:first-child { color: var(--dim); width: 45%; }
+table { width: 100%; table-layout: fixed; border-collapse: collapse; font-size: 14px; } td { padding: 2px 0; overflow-wrap: anywhere; vertical-align: top; border-top: 1px solid var(--line); } td:first-child { color: var(--dim); width: 45%; }
 .right { color: var(--right); font-weight: 600; } .wrong { color: var(--wrong); }
 pre { background: var(--paper); border: 1px solid var(--line); border-radius: 6px; padding: 10px; overflow-x: auto; font-size: 13px; white-space: pre-wrap; overflow-wrap: anywhere; }
 </style></head><body><main>
