@@ -34,7 +34,7 @@ pub fn run(args: &[String]) -> Result<()> {
         return Err(Failure::new("`dist` collects ELF libraries and runs on Linux only"));
     }
     setup::run(mode, &setup::NEEDED)?;
-    setup::say_build_cost("release", "about 8 minutes on 2 cores and 2 GB of disk");
+    setup::say_build_cost("release", "3 to 8 minutes on 2 cores and 2 GB of disk");
     // RPATH, not RUNPATH: it also serves what the binary opens later, and the libraries that our libraries need.
     let rpath = "link-args=-Wl,--disable-new-dtags,-rpath,$ORIGIN/lib";
     process::cargo(&["rustc", "--release", "--package", "cli", "--bin", "vidtune", "--", "-C", rpath])?;

@@ -11,7 +11,7 @@ pub fn run(args: &[String]) -> Result<()> {
     process::refuse_arguments("test", &rest)?;
     let begin = Instant::now();
     setup::run(mode, &setup::NEEDED)?;
-    setup::say_build_cost("debug", "about 15 minutes on 2 cores and 4 GB of disk, tests included");
+    setup::say_build_cost("debug", "6 to 15 minutes on 2 cores and 4 GB of disk, tests included");
     step("format", || process::cargo(&["fmt", "--all", "--check"]))?;
     step("tidy", tidy::sources)?;
     step("lints", lints)?;

@@ -82,7 +82,7 @@ fn set_up(args: &[String]) -> Result<()> {
 fn demo(args: &[String]) -> Result<()> {
     let (mode, rest) = setup::mode(args);
     setup::run(mode, &setup::NEEDED)?;
-    setup::say_build_cost("release", "about 8 minutes on 2 cores and 2 GB of disk");
+    setup::say_build_cost("release", "3 to 8 minutes on 2 cores and 2 GB of disk");
     process::cargo(&["build", "--release", "--package", "cli"])?;
     let binary = workspace::target_dir()?.join("release").join("vidtune");
     let mut command = vec!["demo".to_owned()];
