@@ -1,4 +1,5 @@
-//! A small generator of random numbers for the demo: the same seed gives the same demo with every release.
+//! A small generator of random numbers for the demo: the same seed gives the same scenes and questions with every release (the
+//! files may differ a little, as H.264 encoders do not promise the same bytes).
 //! Not for weights of real models and not for anything secret.
 
 /// SplitMix64.
