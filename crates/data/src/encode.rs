@@ -203,9 +203,9 @@ impl Processor {
             let mut pieces = Vec::new();
             for part in &turn.parts {
                 match part {
-                    Part::Text(text) => pieces.push(Piece2::Text(text)),
+                    Part::Text(text) => pieces.push(ContentPiece::Text(text)),
                     Part::Media(_) => {
-                        pieces.push(Piece2::Pictures(clips.num_pictures(media)));
+                        pieces.push(ContentPiece::Pictures(clips.num_pictures(media)));
                         media += 1;
                     }
                 }
@@ -238,23 +238,23 @@ impl Tokenised {
 }
 
 /// A part of a turn with its pictures counted.
-enum Piece2<'a> {
+enum ContentPiece<'a> {
     Text(&'a str),
     Pictures(usize),
 }
 
 /// Content for a template that places pictures itself. In `llava` records the newline after a placeholder is part of
 /// the placeholder.
-fn parts_content(pieces: &[Piece2<'_>], format: Format) -> Value {
+fn parts_content(pieces: &[ContentPiece<'_>], format: Format) -> Value {
     let mut parts = Vec::new();
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            Piece2::Pictures(count) => {
+            ContentPiece::Pictures(count) => {
                 parts.extend((0..*count).map(|_| json!({"type": "image"})));
                 after_picture = true;
             }
-            Piece2::Text(text) => {
+            ContentPiece::Text(text) => {
                 let text = if after_picture && format == Format::Llava { without_newline(text) } else { text };
                 // An empty part is the record's own, save where the placeholder was all of the text.
                 if !text.is_empty() || format != Format::Llava {
@@ -273,16 +273,16 @@ fn without_newline(text: &str) -> &str {
 
 /// Content for a template that takes text: placeholders where the pictures stand, and a newline between the last
 /// picture and the words unless one is there.
-fn text_content(pieces: &[Piece2<'_>], placeholder: &str) -> String {
+fn text_content(pieces: &[ContentPiece<'_>], placeholder: &str) -> String {
     let mut out = String::new();
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            Piece2::Pictures(count) => {
+            ContentPiece::Pictures(count) => {
                 out.push_str(&placeholder.repeat(*count));
                 after_picture = true;
             }
-            Piece2::Text(text) => {
+            ContentPiece::Text(text) => {
                 if after_picture && !text.starts_with(['\n', '\r']) && !text.trim().is_empty() {
                     out.push('\n');
                 }
@@ -295,16 +295,16 @@ fn text_content(pieces: &[Piece2<'_>], placeholder: &str) -> String {
 }
 
 /// The user's pictures without the user's words; the newline after a placeholder stays.
-fn media_only(sample: &Sample, pieces: &[Piece2<'_>], placeholder: &str) -> Result<String, DataError> {
+fn media_only(sample: &Sample, pieces: &[ContentPiece<'_>], placeholder: &str) -> Result<String, DataError> {
     let mut out = String::new();
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            Piece2::Pictures(count) => {
+            ContentPiece::Pictures(count) => {
                 out.push_str(&placeholder.repeat(*count));
                 after_picture = true;
             }
-            Piece2::Text(text) => {
+            ContentPiece::Text(text) => {
                 if after_picture && text.starts_with('\n') {
                     out.push('\n');
                 }
