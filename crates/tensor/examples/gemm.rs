@@ -1,9 +1,10 @@
 //! Owns the rates of the matrix products of a decoder's training step, by shape and direction. Refuses everything else.
 //!
-//! usage: gemm [threads=2]      on a busy machine use threads=1: the rate is then by processor time, on Linux
+//! usage: gemm [threads=2] [bf16]      on a busy machine use threads=1: the rate is then by processor time, on Linux
 
 use std::time::Instant;
 
+use tensor::DType;
 use tensor::bench::{GemmBench, Product};
 
 /// Rows, inputs and outputs.
@@ -33,12 +34,13 @@ fn seconds(start: Instant) -> f64 {
 fn main() -> tensor::Result<()> {
     let threads = std::env::args().find_map(|a| a.strip_prefix("threads=")?.parse().ok()).unwrap_or(2);
     tensor::set_num_threads(threads);
+    let dtype = if std::env::args().any(|a| a == "bf16") { DType::BF16 } else { DType::F32 };
     let start = Instant::now();
     let clock = || if threads == 1 { seconds(start) } else { start.elapsed().as_secs_f64() };
-    println!("peak {:.1} GFLOP/s on {threads} threads (wall)", tensor::bench::gemm_peak()? * 1e-9);
+    println!("peak {:.1} GFLOP/s on {threads} threads (wall)", tensor::bench::gemm_peak(dtype)? * 1e-9);
     for (name, t, inputs, outputs) in SHAPES {
         for product in [Product::Forward, Product::InputGradient, Product::WeightGradient] {
-            let mut bench = GemmBench::new(product, t, inputs, outputs)?;
+            let mut bench = GemmBench::new(product, dtype, t, inputs, outputs)?;
             let mut best = f64::INFINITY;
             for _ in 0..8 {
                 let before = clock();

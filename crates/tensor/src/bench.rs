@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gemm::{Mat, MatMut, Threads, gemm};
+use crate::gemm::{Arithmetic, Mat, MatMut, Output, Threads, multiply};
 use crate::gradients::Write;
 use crate::tensor::Tensor;
 
@@ -22,6 +22,7 @@ pub enum Product {
 /// One product of a linear layer with `t` rows, ready to run.
 pub struct GemmBench {
     product: Product,
+    arithmetic: Arithmetic,
     x: Tensor,
     w: Tensor,
     g: Tensor,
@@ -29,16 +30,17 @@ pub struct GemmBench {
 }
 
 impl GemmBench {
-    /// Allocates the operands.
-    pub fn new(product: Product, t: usize, inputs: usize, outputs: usize) -> Result<GemmBench> {
-        let full = |shape: &[usize]| Tensor::from_f32(&vec![0.5; shape.iter().product()], shape);
+    /// Allocates the operands, f32 or bf16; weight gradients are f32 in both.
+    pub fn new(product: Product, dtype: DType, t: usize, inputs: usize, outputs: usize) -> Result<GemmBench> {
+        let full = |shape: &[usize]| Tensor::from_f32(&vec![0.5; shape.iter().product()], shape)?.cast(dtype);
         let (x, w, g) = (full(&[t, inputs])?, full(&[outputs, inputs])?, full(&[t, outputs])?);
         let shape = match product {
             Product::Forward => [t, outputs],
             Product::InputGradient => [t, inputs],
             Product::WeightGradient => [outputs, inputs],
         };
-        Ok(GemmBench { product, x, w, g, to: Tensor::zeros(&shape, DType::F32)? })
+        let to = if product == Product::WeightGradient { DType::F32 } else { dtype };
+        Ok(GemmBench { product, arithmetic: Arithmetic::of(dtype), x, w, g, to: Tensor::zeros(&shape, to)? })
     }
 
     /// Computes the product once, on all threads.
@@ -49,8 +51,7 @@ impl GemmBench {
             Product::InputGradient => (g, w),
             Product::WeightGradient => (g.t(), x),
         };
-        let (rows, cols) = (self.to.shape()[0], self.to.shape()[1]);
-        gemm(MatMut::new(self.to.f32s_mut()?, rows, cols), Write::Replace, 1.0, a, b, Threads::All)
+        multiply(self.arithmetic, vec![Output::new(MatMut::of(&mut self.to)?, Write::Replace, a, b)], Threads::All)
     }
 
     /// Floating point operations of one run.
@@ -59,10 +60,10 @@ impl GemmBench {
     }
 }
 
-/// The rate of f32 matrix products on all threads, in operations a second: the best of several runs of a large one.
-/// It stands for the machine's peak in utilisation figures.
-pub fn gemm_peak() -> Result<f64> {
-    let mut bench = GemmBench::new(Product::Forward, 1536, 1536, 1536)?;
+/// The rate of matrix products of f32 or bf16 on all threads, in operations a second: the best of several runs of a large
+/// one. It stands for the machine's peak in utilisation figures.
+pub fn gemm_peak(dtype: DType) -> Result<f64> {
+    let mut bench = GemmBench::new(Product::Forward, dtype, 1536, 1536, 1536)?;
     let mut best = f64::INFINITY;
     for _ in 0..8 {
         let start = Instant::now();
@@ -79,7 +80,7 @@ mod tests {
     #[test]
     fn every_product_runs_and_is_counted() {
         for product in [Product::Forward, Product::InputGradient, Product::WeightGradient] {
-            let mut bench = GemmBench::new(product, 16, 32, 64).unwrap();
+            let mut bench = GemmBench::new(product, DType::F32, 16, 32, 64).unwrap();
             bench.run().unwrap();
             assert_eq!(bench.flops(), 2.0 * 16.0 * 32.0 * 64.0);
             let inner = match product {
@@ -89,6 +90,6 @@ mod tests {
             };
             assert!(bench.to.f32s().unwrap().iter().all(|&x| x == 0.25 * inner));
         }
-        assert!(gemm_peak().unwrap() > 1e6);
+        assert!(gemm_peak(DType::F32).unwrap() > 1e6);
     }
 }

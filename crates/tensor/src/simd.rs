@@ -40,6 +40,23 @@ fn detect() -> Level {
     Level::Plain
 }
 
+/// Whether the processor multiplies bf16 numbers (`avx512_bf16`).
+#[inline]
+pub(crate) fn has_bf16() -> bool {
+    static HAS: OnceLock<bool> = OnceLock::new();
+    *HAS.get_or_init(detect_bf16)
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detect_bf16() -> bool {
+    level() == Level::Avx512 && is_x86_feature_detected!("avx512bf16")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn detect_bf16() -> bool {
+    false
+}
+
 /// Compiles a function once per instruction set and calls the best one. The results are equal bit for bit, because
 /// Rust neither reorders nor contracts floating point operations.
 macro_rules! multiversion {

@@ -212,6 +212,14 @@ impl Tensor {
         Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) })
     }
 
+    /// The bits of a 16-bit float tensor for writing; an error when somebody else refers to the buffer.
+    pub(crate) fn halves_mut(&mut self) -> Result<&mut [u16]> {
+        self.halves()?;
+        let bytes = self.bytes_mut()?;
+        // SAFETY: as in `halves`; the exclusive borrow is handed on.
+        Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 2) })
+    }
+
     /// Whether this is the only reference to the buffer, so that writing to it is seen by nobody else.
     pub(crate) fn is_unique(&mut self) -> bool {
         Arc::get_mut(&mut self.storage).is_some()

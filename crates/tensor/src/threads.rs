@@ -57,8 +57,17 @@ pub(crate) fn try_for_each_task(
     work: usize,
     f: impl Fn(usize) -> Result<()> + Sync + Send,
 ) -> Result<()> {
+    try_for_each(num_tasks, work >= INLINE, f)
+}
+
+/// As [`for_each`] for tasks that can fail; the error of the first task that failed.
+pub(crate) fn try_for_each(
+    num_tasks: usize,
+    parallel: bool,
+    f: impl Fn(usize) -> Result<()> + Sync + Send,
+) -> Result<()> {
     let failed = Mutex::new(None);
-    for_each_task(num_tasks, work, |i| {
+    for_each(num_tasks, parallel, |i| {
         if let Err(error) = f(i) {
             let mut first = failed.lock();
             if first.as_ref().is_none_or(|(other, _)| i < *other) {
@@ -121,24 +130,24 @@ pub(crate) fn sum_of_squares(data: &[f32]) -> f64 {
 
 /// A slice that several tasks write to at places that they know to be disjoint.
 #[derive(Clone, Copy)]
-pub(crate) struct Shared<'a> {
-    ptr: *mut f32,
+pub(crate) struct Shared<'a, T = f32> {
+    ptr: *mut T,
     len: usize,
-    _borrow: std::marker::PhantomData<&'a mut [f32]>,
+    _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
 
 // SAFETY: access goes through `slice`, whose callers promise disjoint ranges.
-unsafe impl Send for Shared<'_> {}
+unsafe impl<T: Send> Send for Shared<'_, T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared<'_> {}
+unsafe impl<T: Send> Sync for Shared<'_, T> {}
 
-impl<'a> Shared<'a> {
-    pub(crate) fn new(data: &'a mut [f32]) -> Shared<'a> {
+impl<'a, T> Shared<'a, T> {
+    pub(crate) fn new(data: &'a mut [T]) -> Shared<'a, T> {
         Shared { ptr: data.as_mut_ptr(), len: data.len(), _borrow: std::marker::PhantomData }
     }
 
     /// Where `range` starts, for a kernel that writes to parts of it.
-    pub(crate) fn at(&self, range: Range<usize>) -> *mut f32 {
+    pub(crate) fn at(&self, range: Range<usize>) -> *mut T {
         assert!(range.start <= range.end && range.end <= self.len, "range {range:?} of {}", self.len);
         // SAFETY: inside of the borrowed slice.
         unsafe { self.ptr.add(range.start) }
@@ -148,7 +157,7 @@ impl<'a> Shared<'a> {
     ///
     /// # Safety
     /// No other live slice taken from this borrow may overlap `range`.
-    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [f32] {
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "range {range:?} of {}", self.len);
         // SAFETY: inside of the borrowed slice; the caller promises disjointness.
         unsafe { std::slice::from_raw_parts_mut(self.ptr.add(range.start), range.len()) }

@@ -1,170 +1,409 @@
-//! Owns the loops over blocks: both matrices are packed a block of depth at a time, then tiles are computed.
-//! Refuses instruction sets (kernels know them).
+//! Owns the loops over blocks: both sides are packed, then tasks of a few hundred kilobytes compute their tiles over the
+//! whole depth. Refuses instruction sets (kernels know them).
 //!
-//! The order of every sum is the order of depths, cut into blocks that follow from k alone; threads only share out
-//! tiles. Each block of depth takes two parallel regions: packing, and tiles in tasks of a few hundred kilobytes.
+//! The order of every sum is the order of the terms and of their depths, cut into pieces that follow from the depth alone;
+//! threads only share out tiles. Each block takes two parallel regions: packing, and tiles. Left sides are packed once
+//! for all outputs that share them.
 
-use super::kernel::{self, Kernel, LARGEST_TILE, Store};
-use super::pack::pack;
-use super::{Mat, MatMut, Threads, span};
-use crate::dtype::DType;
+use std::ops::Range;
+
+use super::kernel::{self, Kernel, LARGEST_TILE, Place, To};
+use super::pack::Unit;
+use super::{ElementsMut, Mat, Output, Threads, span};
 use crate::error::Result;
 use crate::gradients::Write;
-use crate::tensor::Tensor;
+use crate::memory::Buffer;
 use crate::threads::{self, Shared};
 
-/// Rows of A, and columns of B, that are packed at a time; bounds the packed buffers to a few megabytes.
-const MAX_ROWS: usize = 3840;
-const MAX_COLS: usize = 4096;
-/// Rows of A of one task: its packed block stays in the second-level cache.
+/// Bytes of packed left sides at a time, and of packed right sides.
+const MAX_LEFT: usize = 16 << 20;
+const MAX_RIGHT: usize = 8 << 20;
+/// Rows of A of one task: a piece of its packed depth stays in the second-level cache.
 const TASK_ROWS: usize = 120;
 /// Columns of B of one task.
 const TASK_COLS: usize = 256;
 /// Panels packed by one task.
-const PACK_PANELS: usize = 16;
+const PACK_PANELS: usize = 8;
 /// Products below which waking workers costs more than it saves.
 const SERIAL: usize = 48 * 48 * 48;
 
-pub(super) fn multiply(
-    kernel: Kernel,
-    to: MatMut<'_>,
-    write: Write,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-    threads: Threads,
-) -> Result<()> {
-    let (m, n, k) = (to.rows, to.cols, a.cols);
-    let (mr, nr) = (kernel.mr, kernel.nr);
-    // Blocks of depth of equal size, so that no thin block pays for a whole pass over the result.
-    let depth = k.div_ceil(k.div_ceil(kernel.max_depth));
-    let (most_rows, most_cols) = (m.min(MAX_ROWS).next_multiple_of(mr), n.min(MAX_COLS).next_multiple_of(nr));
-    let mut packed = Tensor::stale(&[(most_rows + most_cols) * depth], DType::F32)?;
-    let (packed_a, packed_b) = packed.f32s_mut()?.split_at_mut(most_rows * depth);
-    let parallel = threads == Threads::All && m * n * k > SERIAL && threads::num_threads() > 1;
-    let c = Shared::new(to.data);
-    let mut run = || {
-        for col_block in 0..n.div_ceil(MAX_COLS) {
-            let cols = span(col_block, MAX_COLS, n);
-            for depth_block in 0..k.div_ceil(depth) {
-                let depths = span(depth_block, depth, k);
-                let store = Store { alpha, add: write == Write::Add || depth_block > 0 };
-                pack_side(&b.t(), cols.start, cols.len(), &depths, nr, packed_b, parallel);
-                for row_block in 0..m.div_ceil(MAX_ROWS) {
-                    let rows = span(row_block, MAX_ROWS, m);
-                    pack_side(&a, rows.start, rows.len(), &depths, mr, packed_a, parallel);
-                    let block = Block {
-                        kernel,
-                        store,
-                        depth: depths.len(),
-                        a: packed_a,
-                        b: packed_b,
-                        c: &c,
-                        stride: to.row_stride,
-                        first: [rows.start, cols.start],
-                        size: [rows.len(), cols.len()],
-                    };
-                    block.run(parallel);
-                }
+/// Computes all outputs, which are not empty and have equally many rows and at least one term each.
+pub(super) fn multiply<P: Unit>(kernel: Kernel<P>, outputs: Vec<Output<'_>>, threads: Threads) -> Result<()> {
+    let job = Job::new(kernel, outputs);
+    let parallel = threads == Threads::All && job.num_products() > SERIAL && threads::num_threads() > 1;
+    let (mut left, mut right) = (Packed::new(job.left_size())?, Packed::new(job.right_size())?);
+    let mut run = || -> Result<()> {
+        for rows in job.row_blocks() {
+            let mut is_left_packed = false;
+            for groups in job.group_batches() {
+                job.pack(&rows, !is_left_packed, &mut left, groups, &mut right, parallel);
+                is_left_packed = true;
+                job.tiles(&rows, &left, groups, &right, parallel)?;
             }
         }
+        Ok(())
     };
-    if parallel {
-        threads::on_pool(run)
-    } else {
-        run()
-    }
-    Ok(())
+    if parallel { threads::on_pool(run) } else { run() }
 }
 
-/// Packs `len` rows from `first` on into panels.
-fn pack_side(
-    mat: &Mat<'_>,
-    first: usize,
+/// Packed panels in a pooled buffer.
+struct Packed<P> {
+    buffer: Buffer,
     len: usize,
-    depths: &std::ops::Range<usize>,
-    width: usize,
-    to: &mut [f32],
-    parallel: bool,
-) {
-    let rows = PACK_PANELS * width;
-    let to = Shared::new(to);
-    threads::for_each(len.div_ceil(rows), parallel, |i| {
-        let rows = span(i, rows, len);
-        let range =
-            rows.start * depths.len()..rows.len().next_multiple_of(width) * depths.len() + rows.start * depths.len();
-        // SAFETY: tasks pack disjoint panels.
-        let to = unsafe { to.slice(range) };
-        pack(mat, first + rows.start..first + rows.end, depths.clone(), width, to);
-    });
+    units: std::marker::PhantomData<P>,
 }
 
-/// A packed block of A times a packed block of B.
-struct Block<'a> {
-    kernel: Kernel,
-    store: Store,
-    depth: usize,
-    a: &'a [f32],
-    b: &'a [f32],
-    c: &'a Shared<'a>,
-    stride: usize,
-    /// Row and column of C where the block starts.
-    first: [usize; 2],
-    size: [usize; 2],
+impl<P: Unit> Packed<P> {
+    fn new(len: usize) -> Result<Packed<P>> {
+        Ok(Packed { buffer: Buffer::stale(len * size_of::<P>())?, len, units: std::marker::PhantomData })
+    }
+
+    fn units(&self) -> &[P] {
+        // SAFETY: the buffer is aligned, holds `len` units, and every bit pattern is a unit.
+        unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast(), self.len) }
+    }
+
+    fn units_mut(&mut self) -> &mut [P] {
+        // SAFETY: as above; the exclusive borrow is handed on.
+        unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr().cast(), self.len) }
+    }
 }
 
-impl Block<'_> {
-    fn run(&self, parallel: bool) {
-        let task_rows = TASK_ROWS / self.kernel.mr * self.kernel.mr;
-        let task_cols = TASK_COLS / self.kernel.nr * self.kernel.nr;
-        let tasks = [self.size[0].div_ceil(task_rows), self.size[1].div_ceil(task_cols)];
-        threads::for_each(tasks[0] * tasks[1], parallel, |task| {
-            let rows = span(task / tasks[1], task_rows, self.size[0]);
-            for col in span(task % tasks[1], task_cols, self.size[1]).step_by(self.kernel.nr) {
-                for row in rows.clone().step_by(self.kernel.mr) {
-                    self.prefetch(col + self.kernel.nr, row - rows.start, rows.len());
-                    self.tile(row, col);
+/// A left side that one or several terms use.
+struct Left<'a> {
+    mat: Mat<'a>,
+    /// Packed elements of its depth.
+    units: usize,
+    /// Where its panels start in a packed block, in units for each row.
+    before: usize,
+}
+
+/// A product of a packed left and a packed right side.
+struct Product<'a> {
+    left: usize,
+    b: Mat<'a>,
+    units: usize,
+    /// Units of the depth in front of this term.
+    before: usize,
+}
+
+/// Where sums go.
+struct Target<'a> {
+    c: Elements<'a>,
+    row_stride: usize,
+    cols: usize,
+    write: Write,
+    alpha: f32,
+    bias: Option<&'a [f32]>,
+    products: Vec<Product<'a>>,
+    /// Units of the depth over all terms.
+    units: usize,
+}
+
+enum Elements<'a> {
+    F32(Shared<'a, f32>),
+    BF16(Shared<'a, u16>),
+}
+
+/// Some columns of one output, whose right side is packed as a whole and which one task computes for some rows.
+struct Group {
+    target: usize,
+    cols: Range<usize>,
+    /// Where its panels start in the packed right side of its batch.
+    at: usize,
+}
+
+struct Job<'a, P> {
+    kernel: Kernel<P>,
+    rows: usize,
+    lefts: Vec<Left<'a>>,
+    targets: Vec<Target<'a>>,
+    groups: Vec<Group>,
+    /// Ends of the batches of groups that are packed together.
+    batches: Vec<usize>,
+    /// Packed units for each row over all left sides.
+    left_units: usize,
+}
+
+impl<'a, P: Unit> Job<'a, P> {
+    fn new(kernel: Kernel<P>, outputs: Vec<Output<'a>>) -> Job<'a, P> {
+        let rows = outputs[0].to.rows;
+        let (mut lefts, mut targets): (Vec<Left<'_>>, Vec<Target<'_>>) = (vec![], vec![]);
+        let mut left_units = 0;
+        for output in outputs {
+            let (mut products, mut units) = (vec![], 0);
+            for term in output.terms {
+                let depth = term.a.cols.div_ceil(P::DEPTHS);
+                let left = lefts.iter().position(|left| left.mat.is_same(&term.a)).unwrap_or_else(|| {
+                    lefts.push(Left { mat: term.a, units: depth, before: left_units });
+                    left_units += depth;
+                    lefts.len() - 1
+                });
+                products.push(Product { left, b: term.b, units: depth, before: units });
+                units += depth;
+            }
+            let c = match output.to.data {
+                ElementsMut::F32(data) => Elements::F32(Shared::new(data)),
+                ElementsMut::BF16(data) => Elements::BF16(Shared::new(data)),
+            };
+            targets.push(Target {
+                c,
+                row_stride: output.to.row_stride,
+                cols: output.to.cols,
+                write: output.write,
+                alpha: output.alpha,
+                bias: output.bias,
+                products,
+                units,
+            });
+        }
+        let mut job = Job { kernel, rows, lefts, targets, groups: vec![], batches: vec![], left_units };
+        job.group_columns();
+        job
+    }
+
+    /// Cuts the columns of all outputs into groups, and the groups into batches that fit the packed right side.
+    fn group_columns(&mut self) {
+        let limit = MAX_RIGHT / size_of::<P>();
+        let mut at = 0;
+        for (index, target) in self.targets.iter().enumerate() {
+            // Long depths take narrower groups, so that a batch holds several.
+            let cols =
+                TASK_COLS.min(limit / 4 / target.units.max(1)).max(self.kernel.nr) / self.kernel.nr * self.kernel.nr;
+            for i in 0..target.cols.div_ceil(cols) {
+                let cols = span(i, cols, target.cols);
+                let size = cols.len().next_multiple_of(self.kernel.nr) * target.units;
+                if at > 0 && at + size > limit {
+                    self.batches.push(self.groups.len());
+                    at = 0;
                 }
+                self.groups.push(Group { target: index, cols, at });
+                at += size;
+            }
+        }
+        self.batches.push(self.groups.len());
+    }
+
+    fn num_products(&self) -> usize {
+        self.targets.iter().map(|t| self.rows * t.cols * t.units * P::DEPTHS).sum()
+    }
+
+    /// Rows whose left sides are packed at a time.
+    fn block_rows(&self) -> usize {
+        let most = MAX_LEFT / size_of::<P>() / self.left_units.max(1);
+        (most.max(TASK_ROWS) / self.kernel.mr * self.kernel.mr).min(self.rows.next_multiple_of(self.kernel.mr))
+    }
+
+    fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<P> {
+        let (step, rows) = (self.block_rows(), self.rows);
+        (0..rows.div_ceil(step)).map(move |i| span(i, step, rows))
+    }
+
+    fn group_batches(&self) -> impl Iterator<Item = &[Group]> {
+        let starts = std::iter::once(0).chain(self.batches.iter().copied());
+        starts.zip(&self.batches).map(|(start, &end)| &self.groups[start..end])
+    }
+
+    fn group_size(&self, group: &Group) -> usize {
+        group.cols.len().next_multiple_of(self.kernel.nr) * self.targets[group.target].units
+    }
+
+    fn left_size(&self) -> usize {
+        self.block_rows() * self.left_units
+    }
+
+    fn right_size(&self) -> usize {
+        self.groups.iter().map(|group| group.at + self.group_size(group)).max().unwrap_or(0)
+    }
+
+    /// Packs the left sides of a block of rows, if asked, and the right sides of a batch of groups.
+    fn pack(
+        &self,
+        rows: &Range<usize>,
+        with_left: bool,
+        left: &mut Packed<P>,
+        groups: &[Group],
+        right: &mut Packed<P>,
+        parallel: bool,
+    ) {
+        let Kernel { mr, nr, .. } = self.kernel;
+        let (left, right) = (Shared::new(left.units_mut()), Shared::new(right.units_mut()));
+        let left_pieces = if with_left { rows.len().div_ceil(PACK_PANELS * mr) } else { 0 };
+        let num_left = left_pieces * self.lefts.len();
+        let most_cols = groups.iter().map(|group| group.cols.len()).max().unwrap_or(0);
+        let right_pieces = most_cols.div_ceil(PACK_PANELS * nr);
+        threads::for_each(num_left + groups.len() * right_pieces, parallel, |task| {
+            if task < num_left {
+                let side = &self.lefts[task / left_pieces];
+                let piece = span(task % left_pieces, PACK_PANELS * mr, rows.len());
+                // Panels of one left side follow each other over all rows of the block.
+                let first = side.before * self.block_rows() + piece.start * side.units;
+                let size = piece.len().next_multiple_of(mr) * side.units;
+                // SAFETY: tasks pack disjoint panels.
+                let to = unsafe { left.slice(first..first + size) };
+                P::pack(&side.mat, rows.start + piece.start..rows.start + piece.end, mr, side.units * mr, to);
+                return;
+            }
+            let (group, piece) = (&groups[(task - num_left) / right_pieces], (task - num_left) % right_pieces);
+            let piece = span(piece, PACK_PANELS * nr, group.cols.len());
+            if piece.is_empty() {
+                return;
+            }
+            let target = &self.targets[group.target];
+            let first = group.at + piece.start * target.units;
+            let size = piece.len().next_multiple_of(nr) * target.units;
+            // SAFETY: tasks pack disjoint panels.
+            let to = unsafe { right.slice(first..first + size) };
+            let cols = group.cols.start + piece.start..group.cols.start + piece.end;
+            for product in &target.products {
+                P::pack(&product.b.t(), cols.clone(), nr, target.units * nr, &mut to[product.before * nr..]);
             }
         });
     }
 
-    /// Asks for a part of the next panel of B while this one is in use: `done` of `all` rows are behind.
+    /// Computes the tiles of a block of rows and a batch of groups.
+    fn tiles(
+        &self,
+        rows: &Range<usize>,
+        left: &Packed<P>,
+        groups: &[Group],
+        right: &Packed<P>,
+        parallel: bool,
+    ) -> Result<()> {
+        let task_rows = TASK_ROWS / self.kernel.mr * self.kernel.mr;
+        let row_tasks = rows.len().div_ceil(task_rows);
+        threads::try_for_each(row_tasks * groups.len(), parallel, |task| {
+            let piece = span(task / groups.len(), task_rows, rows.len());
+            let group = &groups[task % groups.len()];
+            let right = &right.units()[group.at..group.at + self.group_size(group)];
+            Task { job: self, rows: rows.clone(), piece, group, left: left.units(), right }.run()
+        })
+    }
+}
+
+/// Some rows of a block and a group of columns.
+struct Task<'t, 'a, P> {
+    job: &'t Job<'a, P>,
+    rows: Range<usize>,
+    /// Rows of the task, counted within the block.
+    piece: Range<usize>,
+    group: &'t Group,
+    left: &'t [P],
+    right: &'t [P],
+}
+
+impl<P: Unit> Task<'_, '_, P> {
+    fn run(&self) -> Result<()> {
+        let Kernel { mr, nr, max_depth, .. } = self.job.kernel;
+        let target = &self.job.targets[self.group.target];
+        let pieces: Vec<(&Product<'_>, Range<usize>)> = target
+            .products
+            .iter()
+            .flat_map(|product| {
+                let depth = product.units.div_ceil(product.units.div_ceil(max_depth));
+                (0..product.units.div_ceil(depth)).map(move |i| (product, span(i, depth, product.units)))
+            })
+            .collect();
+        let stride = self.group.cols.len().next_multiple_of(nr);
+        // 16-bit results wait in f32 until their sums are complete.
+        let needs_scratch = pieces.len() > 1 && matches!(target.c, Elements::BF16(_));
+        let scratch = match needs_scratch {
+            true => Some(Buffer::stale(self.piece.len().next_multiple_of(mr) * stride * 4)?),
+            false => None,
+        };
+        for (i, (product, depths)) in pieces.iter().enumerate() {
+            let side = &self.job.lefts[product.left];
+            for col in (0..self.group.cols.len()).step_by(nr) {
+                let b = (col * target.units + (product.before + depths.start) * nr)..;
+                let b = &self.right[b][..depths.len() * nr];
+                let num_cols = nr.min(self.group.cols.len() - col);
+                for row in self.piece.clone().step_by(mr) {
+                    self.prefetch(b, depths.len(), row - self.piece.start, target.units * nr);
+                    let a = side.before * self.job.block_rows() + row * side.units + depths.start * mr;
+                    let a = &self.left[a..][..depths.len() * mr];
+                    let num_rows = mr.min(self.piece.end - row);
+                    let (is_first, is_last) = (i == 0, i + 1 == pieces.len());
+                    let at_scratch = scratch.as_ref().map(|scratch| {
+                        // SAFETY: the scratch holds whole tiles of this task.
+                        unsafe { scratch.as_ptr().cast::<f32>().add((row - self.piece.start) * stride + col) }
+                    });
+                    let mut place = match at_scratch {
+                        Some(at) if !is_last => Place { add: !is_first, ..Place::plain(at, stride) },
+                        _ => {
+                            // Rows of C count from the start of the matrix.
+                            let first_row = self.rows.start + row;
+                            let mut place = target.place(first_row, self.group.cols.start + col, num_rows, num_cols);
+                            if let Some(at) = at_scratch {
+                                (place.from, place.from_stride) = (at, stride);
+                            } else if !is_first {
+                                (place.add, place.bias) = (true, std::ptr::null());
+                            }
+                            place
+                        }
+                    };
+                    let is_whole = num_cols == nr || (at_scratch.is_some() && !is_last);
+                    self.tile(num_rows, num_cols, is_whole, a, b, &mut place);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for a part of the next panel of B while this one is in use.
     #[inline(always)]
-    fn prefetch(&self, next_col: usize, done: usize, all: usize) {
-        let panel = self.kernel.nr * self.depth;
-        let start = next_col * self.depth;
-        let end = (start + (done + self.kernel.mr) * panel / all).min(self.b.len());
-        if let Some(part) = self.b.get(start + done * panel / all..end) {
+    fn prefetch(&self, b: &[P], depth: usize, done: usize, panel: usize) {
+        let (mr, nr) = (self.job.kernel.mr, self.job.kernel.nr);
+        let offset = (b.as_ptr().addr() - self.right.as_ptr().addr()) / size_of::<P>() + panel;
+        let (size, all) = (depth * nr, self.piece.len());
+        let part = offset + done * size / all..offset + ((done + mr) * size / all).min(size);
+        if let Some(part) = self.right.get(part) {
             kernel::prefetch(part);
         }
     }
 
-    /// The tile at a row and column of the block; the edges of C go through a buffer.
-    fn tile(&self, row: usize, col: usize) {
-        let Kernel { mr, nr, run, .. } = self.kernel;
-        let (num_rows, num_cols) = (mr.min(self.size[0] - row), nr.min(self.size[1] - col));
-        let a = &self.a[row * self.depth..(row + mr) * self.depth];
-        let b = &self.b[col * self.depth..(col + nr) * self.depth];
-        let at = (self.first[0] + row) * self.stride + self.first[1] + col;
-        if num_rows == mr && num_cols == nr {
-            let c = self.c.at(at..at + (mr - 1) * self.stride + nr);
-            // SAFETY: panels hold `depth` times their width; `c` is the start of a whole tile inside of the result, and
-            // tiles of different tasks are disjoint.
-            unsafe { run(self.depth, a.as_ptr(), b.as_ptr(), self.store, c, self.stride) };
+    /// One tile; a partial one goes through a buffer.
+    #[inline(always)]
+    fn tile(&self, num_rows: usize, num_cols: usize, is_whole: bool, a: &[P], b: &[P], place: &mut Place) {
+        let Kernel { nr, run, .. } = self.job.kernel;
+        let depth = b.len() / nr;
+        if is_whole {
+            // SAFETY: panels hold `depth` times their width; the place was made for these rows and whole columns, and
+            // places of different tasks are disjoint.
+            unsafe { run(num_rows, depth, a.as_ptr(), b.as_ptr(), place) };
             return;
         }
-        let mut tile = [0f32; LARGEST_TILE];
-        let store = Store { add: false, ..self.store };
+        let mut sums = [0f32; LARGEST_TILE];
+        let from = std::mem::replace(&mut place.from, std::ptr::null());
+        let plain = Place { from, from_stride: place.from_stride, ..Place::plain(sums.as_mut_ptr(), nr) };
         // SAFETY: as above, with a buffer of its own that holds the largest tile.
-        unsafe { run(self.depth, a.as_ptr(), b.as_ptr(), store, tile.as_mut_ptr(), nr) };
-        for (i, tile) in tile.chunks_exact(nr).take(num_rows).enumerate() {
-            let start = at + i * self.stride;
-            // SAFETY: these elements belong to this tile alone.
-            let c = unsafe { self.c.slice(start..start + num_cols) };
-            for (c, x) in c.iter_mut().zip(tile) {
-                *c = if self.store.add { *c + x } else { *x };
+        unsafe { run(num_rows, depth, a.as_ptr(), b.as_ptr(), &plain) };
+        for (i, sums) in sums.chunks_exact(nr).take(num_rows).enumerate() {
+            for (j, &sum) in sums.iter().take(num_cols).enumerate() {
+                // SAFETY: the place was made for these rows and columns.
+                unsafe { place.put(i, j, sum) };
             }
+        }
+    }
+}
+
+impl Target<'_> {
+    /// The place of some rows and columns of C from one element on.
+    fn place(&self, row: usize, col: usize, num_rows: usize, num_cols: usize) -> Place {
+        let at = row * self.row_stride + col;
+        let range = at..at + (num_rows - 1) * self.row_stride + num_cols;
+        let to = match &self.c {
+            Elements::F32(c) => To::F32(c.at(range)),
+            Elements::BF16(c) => To::BF16(c.at(range)),
+        };
+        let bias = self.bias.map_or(std::ptr::null(), |bias| bias[col..col + num_cols].as_ptr());
+        Place {
+            from: std::ptr::null(),
+            from_stride: 0,
+            alpha: self.alpha,
+            bias,
+            to,
+            row_stride: self.row_stride,
+            add: self.write == Write::Add,
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Owns packing: a part of a matrix becomes panels, each `width` rows of it, depth after depth, padded with zeros.
-//! 16-bit elements widen on the way. Refuses to know what the panels are for.
+//! Owns packing for f32 products: some rows of a matrix become panels, each `width` of them, depth after depth, padded
+//! with zeros. 16-bit elements widen on the way. Refuses to know what the panels are for.
 
 use std::ops::Range;
 
@@ -35,15 +35,26 @@ pub(super) trait Element {
     unsafe fn four(at: *const Self::Bits) -> std::arch::x86_64::__m128;
 }
 
-/// Packs rows `rows` (a whole number of panels, but for the last) and columns `depth` of `mat` to `to`, which holds
-/// `rows.len()` rounded up to a multiple of `width`, times `depth.len()` elements.
-pub(super) fn pack(mat: &Mat<'_>, rows: Range<usize>, depth: Range<usize>, width: usize, to: &mut [f32]) {
-    assert!(rows.end <= mat.rows && depth.end <= mat.cols);
-    assert!(to.len() >= rows.len().div_ceil(width) * width * depth.len());
-    match mat.data {
-        Elements::F32(data) => pack_as::<F32>(data, mat, rows, depth, width, to),
-        Elements::BF16(data) => pack_as::<Bf16>(data, mat, rows, depth, width, to),
-        Elements::F16(data) => pack_as::<F16>(data, mat, rows, depth, width, to),
+/// What panels are made of.
+pub(super) trait Unit: Copy + Send + Sync {
+    /// Depths that one unit holds.
+    const DEPTHS: usize;
+
+    /// Packs rows `rows` of `mat` (a whole number of panels, but for the last) over its whole depth. Panels start `stride`
+    /// units apart in `to` and hold `width` units for every unit of the depth.
+    fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [Self]);
+}
+
+impl Unit for f32 {
+    const DEPTHS: usize = 1;
+
+    fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [f32]) {
+        assert!(rows.end <= mat.rows && stride >= width * mat.cols);
+        match mat.data {
+            Elements::F32(data) => pack_as::<F32>(data, mat, rows, width, stride, to),
+            Elements::BF16(data) => pack_as::<Bf16>(data, mat, rows, width, stride, to),
+            Elements::F16(data) => pack_as::<F16>(data, mat, rows, width, stride, to),
+        }
     }
 }
 
@@ -51,10 +62,11 @@ fn pack_as<E: Element>(
     data: &[E::Bits],
     mat: &Mat<'_>,
     rows: Range<usize>,
-    depth: Range<usize>,
     width: usize,
+    stride: usize,
     to: &mut [f32],
 ) {
+    let depth = 0..mat.cols;
     let step = match (mat.col_stride, width.is_multiple_of(16)) {
         (1, _) => depth.len(),
         (_, true) => WHOLE_LINES,
@@ -64,7 +76,7 @@ fn pack_as<E: Element>(
         let part = start..(start + step).min(depth.end);
         for (i, first) in rows.clone().step_by(width).enumerate() {
             let num_rows = width.min(rows.end - first);
-            let panel = &mut to[(i * depth.len() + (start - depth.start)) * width..][..part.len() * width];
+            let panel = &mut to[i * stride + start * width..][..part.len() * width];
             let from =
                 Part::<E> { data, first, num_rows, depth: part.clone(), strides: [mat.row_stride, mat.col_stride] };
             let done = from.fast(width, panel);

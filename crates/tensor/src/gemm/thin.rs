@@ -1,8 +1,9 @@
 //! Owns products of a few rows with a large matrix, as in generating one token at a time: the matrix is read once,
 //! nothing is packed. Refuses many rows.
 
-use super::{Elements, Mat, MatMut, Threads};
-use crate::dtype::{bf16_to_f32, f16_to_f32};
+use super::kernel::{Place, To};
+use super::{Arithmetic, Elements, ElementsMut, Mat, Output, Term, Threads};
+use crate::dtype::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 use crate::gradients::Write;
 use crate::simd::{LANES, multiversion, sum_lanes};
 use crate::threads::{self, Shared};
@@ -12,44 +13,79 @@ const MAX_ROWS: usize = 8;
 /// Columns of C that one task computes.
 const TASK_COLS: usize = 64;
 
-/// Whether this module is the right one for `m` rows: the columns of B must be contiguous.
-pub(super) fn fits(m: usize, b: &Mat<'_>) -> bool {
-    m <= MAX_ROWS && b.row_stride == 1
+/// Whether this module is the right one: few rows, and contiguous columns of B.
+pub(super) fn fits(output: &Output<'_>) -> bool {
+    output.to.rows <= MAX_ROWS && output.terms.iter().all(|term| term.b.row_stride == 1)
 }
 
-/// to (+)= alpha a.b where the columns of B are contiguous.
-pub(super) fn multiply(to: MatMut<'_>, write: Write, alpha: f32, a: Mat<'_>, b: Mat<'_>, threads: Threads) {
-    let (m, n, k) = (to.rows, to.cols, a.cols);
-    let Elements::F32(left) = a.data else { unreachable!("`gemm` sends f32 rows here") };
-    // Rows of A are read again for every column: contiguous ones are.
-    let mut rows = vec![0f32; m * k];
-    for i in 0..m {
-        for p in 0..k {
-            rows[i * k + p] = left[i * a.row_stride + p * a.col_stride];
-        }
-    }
-    let stride = to.row_stride;
-    let c = Shared::new(to.data);
-    let parallel = threads == Threads::All && n * k > 128 * 1024;
+/// One output whose terms all have contiguous columns of B. Rows of A are rounded as the arithmetic says; B is used as it
+/// is, so that f32 weights keep their digits.
+pub(super) fn multiply(arithmetic: Arithmetic, output: Output<'_>, threads: Threads) {
+    let (m, n) = (output.to.rows, output.to.cols);
+    let depth: usize = output.terms.iter().map(|term| term.a.cols).sum();
+    // Rows of A are read again for every column: contiguous f32 ones are.
+    let rows: Vec<Vec<f32>> = output.terms.iter().map(|term| rows_of(arithmetic, &term.a)).collect();
+    let stride = output.to.row_stride;
+    let c = match output.to.data {
+        ElementsMut::F32(data) => Target::F32(Shared::new(data)),
+        ElementsMut::BF16(data) => Target::BF16(Shared::new(data)),
+    };
+    let parallel = threads == Threads::All && n * depth > 128 * 1024;
     threads::for_each(n.div_ceil(TASK_COLS), parallel, |task| {
         for j in super::span(task, TASK_COLS, n) {
-            let column = j * b.col_stride..j * b.col_stride + k;
             let mut sums = [0f32; MAX_ROWS];
-            match b.data {
-                Elements::F32(b) => dots_f32(&rows, &b[column], &mut sums[..m]),
-                Elements::BF16(b) => dots_bf16(&rows, &b[column], &mut sums[..m]),
-                Elements::F16(b) => dots_f16(&rows, &b[column], &mut sums[..m]),
+            for (Term { b, .. }, rows) in output.terms.iter().zip(&rows) {
+                let column = j * b.col_stride..j * b.col_stride + b.rows;
+                match b.data {
+                    Elements::F32(b) => dots_f32(rows, &b[column], &mut sums[..m]),
+                    Elements::BF16(b) => dots_bf16(rows, &b[column], &mut sums[..m]),
+                    Elements::F16(b) => dots_f16(rows, &b[column], &mut sums[..m]),
+                }
             }
-            for (i, sum) in sums.iter().take(m).enumerate() {
-                // SAFETY: every element of C belongs to one task.
-                let c = unsafe { c.slice(i * stride + j..i * stride + j + 1) };
-                c[0] = if write == Write::Add { c[0] + alpha * sum } else { alpha * sum };
+            let range = j..(m - 1) * stride + j + 1;
+            let place = Place {
+                from: std::ptr::null(),
+                from_stride: 0,
+                alpha: output.alpha,
+                bias: output.bias.map_or(std::ptr::null(), |bias| bias[j..].as_ptr()),
+                to: match &c {
+                    Target::F32(c) => To::F32(c.at(range)),
+                    Target::BF16(c) => To::BF16(c.at(range)),
+                },
+                row_stride: stride,
+                add: output.write == Write::Add,
+            };
+            for (i, &sum) in sums.iter().take(m).enumerate() {
+                // SAFETY: every column of C belongs to one task.
+                unsafe { place.put(i, 0, sum) };
             }
         }
     });
 }
 
-/// The dot product of each row with a column.
+enum Target<'a> {
+    F32(Shared<'a, f32>),
+    BF16(Shared<'a, u16>),
+}
+
+/// The rows of A, one after another.
+fn rows_of(arithmetic: Arithmetic, a: &Mat<'_>) -> Vec<f32> {
+    let mut rows = Vec::with_capacity(a.rows * a.cols);
+    for i in 0..a.rows {
+        for p in 0..a.cols {
+            let at = i * a.row_stride + p * a.col_stride;
+            rows.push(match a.data {
+                Elements::F32(data) if arithmetic == Arithmetic::BF16 => bf16_to_f32(f32_to_bf16(data[at])),
+                Elements::F32(data) => data[at],
+                Elements::BF16(data) => bf16_to_f32(data[at]),
+                Elements::F16(data) => f16_to_f32(data[at]),
+            });
+        }
+    }
+    rows
+}
+
+/// Adds the dot product of each row with a column.
 #[inline(always)]
 fn dots<T: Copy>(rows: &[f32], column: &[T], sums: &mut [f32], widen: impl Fn(T) -> f32) {
     let k = column.len();
@@ -68,7 +104,7 @@ fn dots<T: Copy>(rows: &[f32], column: &[T], sums: &mut [f32], widen: impl Fn(T)
         for (i, (&x, &y)) in row_rest.iter().zip(rest).enumerate() {
             lanes[i / LANES][i % LANES] += x * widen(y);
         }
-        *sum = sum_lanes(lanes[0]) + sum_lanes(lanes[1]);
+        *sum += sum_lanes(lanes[0]) + sum_lanes(lanes[1]);
     }
 }
 
