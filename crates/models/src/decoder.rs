@@ -8,10 +8,10 @@ use crate::error::Result;
 use crate::linear::{INIT_STD, Linear, Norm};
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
-use tensor::{Activation, AttentionSpec, Mask, Param, RopeTable, Tape, Tensor, Var};
+use tensor::{Activation, AttentionSpec, DType, Mask, Param, RopeTable, Tape, Tensor, Var};
 
-/// How a block's attention is carried out: given rotated `q_t(nd)`, `k_t(kd)` and `v_t(kd)` of layer `usize`.
-pub type Attend<'a> = dyn Fn(&Tape, usize, &Var, &Var, &Var) -> tensor::Result<Var> + 'a;
+/// How a block's attention is carried out: given `qkv_t(nd+2kd)` of layer `usize`, queries and keys rotated.
+pub type Attend<'a> = dyn Fn(&Tape, usize, &Var) -> tensor::Result<Var> + 'a;
 
 /// One pre-norm block.
 #[derive(Clone)]
@@ -27,6 +27,7 @@ pub struct DecoderLayer {
     down_proj: Linear,
     num_heads: usize,
     num_kv_heads: usize,
+    head_dim: usize,
     activation: Activation,
 }
 
@@ -47,23 +48,26 @@ impl DecoderLayer {
             down_proj: Linear::build(b, &format!("{mlp}.down_proj"), c.intermediate_size, h, c.mlp_bias, p)?,
             num_heads: c.num_heads,
             num_kv_heads: c.num_kv_heads,
+            head_dim: c.head_dim,
             activation: c.activation,
         })
     }
 
     /// `x_th -> x_th`.
-    fn forward(&self, t: &Tape, index: usize, x: &Var, rope: &RopeTable, attend: &Attend<'_>) -> tensor::Result<Var> {
-        let normed = self.input_layernorm.forward(t, x)?;
-        let q = t.rope(&self.q_proj.forward(t, &normed)?, self.num_heads, rope)?;
-        let k = t.rope(&self.k_proj.forward(t, &normed)?, self.num_kv_heads, rope)?;
-        let v = self.v_proj.forward(t, &normed)?;
+    fn forward(&self, t: &Tape, index: usize, x: Var, rope: &RopeTable, attend: &Attend<'_>) -> tensor::Result<Var> {
+        let normed = self.input_layernorm.forward(t, &x)?;
+        let qkv = t.linears(&normed, &[&self.q_proj.weights, &self.k_proj.weights, &self.v_proj.weights])?;
         drop(normed);
-        let attended = attend(t, index, &q, &k, &v)?;
-        let x = self.o_proj.forward_add(t, &attended, x.clone())?;
+        let qkv = t.rope(qkv, self.num_heads + self.num_kv_heads, self.head_dim, rope)?;
+        let attended = attend(t, index, &qkv)?;
+        drop(qkv);
+        let x = self.o_proj.forward_add(t, &attended, x)?;
+        drop(attended);
         let normed = self.post_attention_layernorm.forward(t, &x)?;
-        let gated =
-            t.gated(&self.gate_proj.forward(t, &normed)?, &self.up_proj.forward(t, &normed)?, self.activation)?;
+        let gate_up = t.linears(&normed, &[&self.gate_proj.weights, &self.up_proj.weights])?;
         drop(normed);
+        let gated = t.gated(&gate_up, self.activation)?;
+        drop(gate_up);
         self.down_proj.forward_add(t, &gated, x)
     }
 
@@ -93,6 +97,8 @@ pub struct Decoder {
     /// The head; shares the embedding table when tied (see [`Decoder::is_tied`]).
     pub lm_head: Linear,
     inverse_frequencies: Vec<f32>,
+    /// The dtype of activations, keys and values; the residual stream is f32.
+    pub compute: DType,
 }
 
 impl Decoder {
@@ -115,7 +121,8 @@ impl Decoder {
             Linear::build(b, &head, c.hidden_size, c.vocab_size, false, Part::Llm)?
         };
         let inverse_frequencies = c.rope.inverse_frequencies();
-        Ok(Decoder { config: c, embed_tokens, layers, norm, lm_head, inverse_frequencies })
+        let compute = b.compute();
+        Ok(Decoder { config: c, embed_tokens, layers, norm, lm_head, inverse_frequencies, compute })
     }
 
     /// Whether the head is the embedding table.
@@ -132,6 +139,11 @@ impl Decoder {
             &Tensor::from_f32(&angles, &[positions.len(), half])?,
             self.config.rope.attention_factor(),
         )?)
+    }
+
+    /// Columns of the queries, and of the keys or the values.
+    pub fn qkv_widths(&self) -> [usize; 2] {
+        [self.config.num_heads, self.config.num_kv_heads].map(|heads| heads * self.config.head_dim)
     }
 
     /// Attention options for packed sequences with the given boundaries.
@@ -164,13 +176,11 @@ impl Decoder {
             x = if recompute {
                 let (layer, rope, spec) = (layer.clone(), rope.clone(), spec.clone());
                 t.checkpoint(&[x], move |t, inputs| {
-                    let attend = |t: &Tape, _: usize, q: &Var, k: &Var, v: &Var| t.attention(q, k, v, &spec);
-                    layer.forward(t, i, &inputs[0], &rope, &attend)
+                    let attend = |t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec);
+                    layer.forward(t, i, inputs[0].clone(), &rope, &attend)
                 })?
             } else {
-                layer.forward(t, i, &x, &rope, &|t: &Tape, _: usize, q: &Var, k: &Var, v: &Var| {
-                    t.attention(q, k, v, &spec)
-                })?
+                layer.forward(t, i, x, &rope, &|t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec))?
             };
         }
         Ok(self.norm.forward(t, &x)?)
@@ -181,7 +191,7 @@ impl Decoder {
         let rope = self.rope_table(positions)?;
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(t, i, &x, &rope, attend)?;
+            x = layer.forward(t, i, x, &rope, attend)?;
         }
         Ok(self.norm.forward(t, &x)?)
     }

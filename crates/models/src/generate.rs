@@ -3,7 +3,7 @@
 use crate::error::{ModelError, Result};
 use crate::model::{Model, ModelInput};
 use std::cell::RefCell;
-use tensor::{RowBuffer, Tape, Tensor, Var, attention_cached};
+use tensor::{CachedRows, RowBuffer, Tape, Tensor, Var, attention_cached};
 
 /// Keys and values of every layer and sequence.
 pub struct KvCache {
@@ -22,7 +22,8 @@ impl Model {
     /// An empty cache for `batch` sequences.
     pub fn new_cache(&self, batch: usize) -> KvCache {
         let width = self.decoder.config.num_kv_heads * self.decoder.config.head_dim;
-        let layer = || RefCell::new((0..batch).map(|_| (RowBuffer::new(width), RowBuffer::new(width))).collect());
+        let rows = || RowBuffer::new(width, self.decoder.compute);
+        let layer = || RefCell::new((0..batch).map(|_| (rows(), rows())).collect());
         KvCache { layers: self.decoder.layers.iter().map(|_| layer()).collect(), lengths: vec![0; batch] }
     }
 
@@ -40,13 +41,15 @@ impl Model {
         let t = Tape::inference();
         let x = self.embed(&t, input, false)?;
         let spec = self.decoder.attention_spec(input.cu_seqlens.clone());
-        let attend = |t: &Tape, layer: usize, q: &Var, k: &Var, v: &Var| {
+        let [q_width, kv_width] = self.decoder.qkv_widths();
+        let attend = |t: &Tape, layer: usize, qkv: &Var| {
             for ((keys, values), bounds) in cache.layers[layer].borrow_mut().iter_mut().zip(input.cu_seqlens.windows(2))
             {
-                keys.append(&k.value().rows(bounds[0], bounds[1])?)?;
-                values.append(&v.value().rows(bounds[0], bounds[1])?)?;
+                let rows = qkv.value().rows(bounds[0], bounds[1])?;
+                keys.append_columns(&rows, q_width)?;
+                values.append_columns(&rows, q_width + kv_width)?;
             }
-            t.attention(q, k, v, &spec)
+            t.self_attention(qkv, &spec)
         };
         let hidden = self.decoder.forward_with(&t, x, &input.positions, &attend)?;
         for (length, bounds) in cache.lengths.iter_mut().zip(input.cu_seqlens.windows(2)) {
@@ -57,7 +60,7 @@ impl Model {
         }
         let last: Vec<u32> = input.cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect();
         let last = t.gather_rows(&hidden, &last)?;
-        Ok(self.decoder.lm_head.forward(&t, &last)?.into_value())
+        Ok(self.decoder.lm_head.forward_wide(&t, &last)?.into_value())
     }
 
     /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
@@ -70,32 +73,27 @@ impl Model {
         let ids: Vec<u32> = tokens.iter().map(|&(_, id)| id).collect();
         let positions: Vec<u32> = tokens.iter().map(|&(s, _)| cache.lengths[s] as u32).collect();
         let x = t.embedding(&ids, &self.decoder.embed_tokens)?;
-        let c = &self.decoder.config;
-        let scale = (c.head_dim as f32).powf(-0.5);
-        let attend = |t: &Tape, layer: usize, q: &Var, k: &Var, v: &Var| {
+        let spec = self.decoder.attention_spec([0, tokens.len()].into());
+        let [q_width, kv_width] = self.decoder.qkv_widths();
+        let attend = |t: &Tape, layer: usize, qkv: &Var| {
             let mut sequences = cache.layers[layer].borrow_mut();
-            let mut rows = Vec::with_capacity(tokens.len());
             for (i, &(s, _)) in tokens.iter().enumerate() {
                 let (keys, values) = &mut sequences[s];
-                keys.append(&k.value().rows(i, i + 1)?)?;
-                values.append(&v.value().rows(i, i + 1)?)?;
-                let query = q.value().rows(i, i + 1)?;
-                rows.push(t.constant(attention_cached(
-                    &query,
-                    keys,
-                    values,
-                    c.num_heads,
-                    c.num_kv_heads,
-                    c.head_dim,
-                    scale,
-                )?));
+                let row = qkv.value().rows(i, i + 1)?;
+                keys.append_columns(&row, q_width)?;
+                values.append_columns(&row, q_width + kv_width)?;
             }
-            t.concat_rows(&rows)
+            let rows: Vec<CachedRows<'_>> = tokens
+                .iter()
+                .enumerate()
+                .map(|(i, &(s, _))| CachedRows { rows: i..i + 1, keys: &sequences[s].0, values: &sequences[s].1 })
+                .collect();
+            Ok(t.constant(attention_cached(qkv.value(), &rows, &spec)?))
         };
         let hidden = self.decoder.forward_with(&t, x, &positions, &attend)?;
         for &(s, _) in tokens {
             cache.lengths[s] += 1;
         }
-        Ok(self.decoder.lm_head.forward(&t, &hidden)?.into_value())
+        Ok(self.decoder.lm_head.forward_wide(&t, &hidden)?.into_value())
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use crate::weights::{Builder, Init, Part};
-use tensor::{LinearWeights, Param, Tape, Var};
+use tensor::{DType, LinearWeights, Param, Tape, Var};
 
 /// Deviation of randomly initialised projections, as `initializer_range` of the reference classes.
 pub const INIT_STD: f32 = 0.02;
@@ -60,9 +60,14 @@ impl Linear {
         Linear { path: path.into(), part, reached: true, weights: LinearWeights { weight, bias: None, lora: None } }
     }
 
-    /// `x [t, in] -> [t, out]`.
+    /// `x [t, in] -> [t, out]`, in x's dtype.
     pub fn forward(&self, t: &Tape, x: &Var) -> tensor::Result<Var> {
         t.linear(x, &self.weights)
+    }
+
+    /// `x [t, in] -> [t, out]` for the residual stream, in f32.
+    pub fn forward_wide(&self, t: &Tape, x: &Var) -> tensor::Result<Var> {
+        t.linear_as(x, &self.weights, DType::F32)
     }
 
     /// `residual + self(x)`, the addition riding on the product's accumulation.
@@ -77,26 +82,34 @@ pub struct Norm {
     weight: Param,
     bias: Option<Param>,
     eps: f32,
+    /// The dtype of what it gives.
+    to: DType,
 }
 
 impl Norm {
-    /// `RMSNorm(width)`.
+    /// `RMSNorm(width)` in front of projections: it gives activations of the model's dtype.
     pub fn rms(b: &mut Builder<'_>, path: &str, width: usize, eps: f32, part: Part) -> Result<Norm> {
-        Ok(Norm { weight: b.weight(&format!("{path}.weight"), &[width], Init::Constant(1.0), part)?, bias: None, eps })
+        let weight = b.weight(&format!("{path}.weight"), &[width], Init::Constant(1.0), part)?;
+        Ok(Norm { weight, bias: None, eps, to: b.compute() })
     }
 
-    /// `LayerNorm(width)`.
+    /// `LayerNorm(width)` in front of projections: it gives activations of the model's dtype.
     pub fn layer(b: &mut Builder<'_>, path: &str, width: usize, eps: f32, part: Part) -> Result<Norm> {
         let weight = b.weight(&format!("{path}.weight"), &[width], Init::Constant(1.0), part)?;
         let bias = b.weight(&format!("{path}.bias"), &[width], Init::Constant(0.0), part)?;
-        Ok(Norm { weight, bias: Some(bias), eps })
+        Ok(Norm { weight, bias: Some(bias), eps, to: b.compute() })
+    }
+
+    /// The same norm within the residual stream, which is f32.
+    pub fn within_residual(self) -> Norm {
+        Norm { to: DType::F32, ..self }
     }
 
     /// `x [t, width] -> [t, width]`.
     pub fn forward(&self, t: &Tape, x: &Var) -> tensor::Result<Var> {
         match &self.bias {
-            Some(bias) => t.layer_norm(x, &self.weight, bias, self.eps),
-            None => t.rms_norm(x, &self.weight, self.eps),
+            Some(bias) => t.layer_norm_as(x, &self.weight, bias, self.eps, self.to),
+            None => t.rms_norm_as(x, &self.weight, self.eps, self.to),
         }
     }
 }

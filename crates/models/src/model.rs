@@ -45,7 +45,8 @@ pub enum LossWeights {
 /// Options of [`load`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
-    /// Storage of the weights; none keeps the checkpoint's.
+    /// Storage of the weights; none keeps the checkpoint's. Where the processor multiplies bf16 numbers, a model of bf16
+    /// weights also computes with bf16 activations; every other model computes in f32.
     pub dtype: Option<DType>,
 }
 
@@ -60,6 +61,8 @@ pub struct VisionSide {
     pub(crate) config: LlavaConfig,
     pub(crate) tower: VisionTower,
     pub(crate) projector: Projector,
+    /// The dtype of activations; features go to the decoder's residual stream in f32.
+    pub(crate) compute: DType,
 }
 
 /// A model ready to run.
@@ -105,7 +108,7 @@ fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide
         linear_2: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_2"), hidden, hidden, bias, Part::Projector)?,
     };
     let decoder = Decoder::build(b, TEXT_PREFIX, &config.text)?;
-    Ok((Some(VisionSide { config: llava.clone(), tower, projector }), decoder))
+    Ok((Some(VisionSide { config: llava.clone(), tower, projector, compute: b.compute() }), decoder))
 }
 
 impl VisionSide {
@@ -123,8 +126,9 @@ impl VisionSide {
             1 => states.remove(0),
             _ => t.concat_cols(&states)?,
         };
+        let joined = t.cast(&joined, self.compute)?;
         let inner = t.activation(&self.projector.linear_1.forward(t, &joined)?, c.projector_activation)?;
-        Ok(self.projector.linear_2.forward(t, &inner)?)
+        Ok(self.projector.linear_2.forward_wide(t, &inner)?)
     }
 }
 
@@ -132,6 +136,11 @@ impl Model {
     /// The configuration the model was built from.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The dtype of activations: bf16 for bf16 weights on a processor that multiplies them, else f32.
+    pub fn compute(&self) -> DType {
+        self.decoder.compute
     }
 
     /// Every parameter: the checkpoint's in building order, then the adapter's.
@@ -187,7 +196,7 @@ impl Model {
 
     /// Logits of every token, `[t, vocab]`.
     pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
-        Ok(self.decoder.lm_head.forward(t, &self.hidden(t, input, false)?)?)
+        Ok(self.decoder.lm_head.forward_wide(t, &self.hidden(t, input, false)?)?)
     }
 
     /// Weighted sum of the negative log-likelihoods of the supervised tokens.

@@ -9,7 +9,7 @@ use crate::linear::{INIT_STD, Linear, Norm};
 use crate::names::VISION_PREFIX;
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
-use tensor::{Activation, AttentionSpec, Mask, Param, Tape, Tensor, Var};
+use tensor::{Activation, AttentionSpec, DType, Mask, Param, Tape, Tensor, Var};
 
 /// One pre-norm block: full attention within an image, MLP.
 #[derive(Clone)]
@@ -46,17 +46,18 @@ impl VisionLayer {
     }
 
     /// `x_(ms)h -> x_(ms)h`.
-    fn forward(&self, t: &Tape, x: &Var, spec: &AttentionSpec) -> tensor::Result<Var> {
-        let normed = self.layer_norm1.forward(t, x)?;
-        let q = self.q_proj.forward(t, &normed)?;
-        let k = self.k_proj.forward(t, &normed)?;
-        let v = self.v_proj.forward(t, &normed)?;
+    fn forward(&self, t: &Tape, x: Var, spec: &AttentionSpec) -> tensor::Result<Var> {
+        let normed = self.layer_norm1.forward(t, &x)?;
+        let qkv = t.linears(&normed, &[&self.q_proj.weights, &self.k_proj.weights, &self.v_proj.weights])?;
         drop(normed);
-        let attended = t.attention(&q, &k, &v, spec)?;
-        let x = self.out_proj.forward_add(t, &attended, x.clone())?;
+        let attended = t.self_attention(&qkv, spec)?;
+        drop(qkv);
+        let x = self.out_proj.forward_add(t, &attended, x)?;
+        drop(attended);
         let normed = self.layer_norm2.forward(t, &x)?;
-        let inner = t.activation(&self.fc1.forward(t, &normed)?, self.activation)?;
+        let inner = self.fc1.forward(t, &normed)?;
         drop(normed);
+        let inner = t.activation(&inner, self.activation)?;
         self.fc2.forward_add(t, &inner, x)
     }
 
@@ -78,6 +79,8 @@ pub struct VisionTower {
     layers: Vec<Arc<VisionLayer>>,
     /// Projections of SigLIP's pooling head, which never runs.
     head: Vec<Linear>,
+    /// The dtype of activations; the residual stream is f32.
+    compute: DType,
 }
 
 impl VisionTower {
@@ -103,7 +106,10 @@ impl VisionTower {
             part,
         )?;
         let pre_norm = match c.pre_norm {
-            true => Some(Norm::layer(b, &format!("{VISION_PREFIX}pre_layrnorm"), h, c.layer_norm_eps, part)?),
+            true => {
+                let norm = Norm::layer(b, &format!("{VISION_PREFIX}pre_layrnorm"), h, c.layer_norm_eps, part)?;
+                Some(norm.within_residual())
+            }
             false => None,
         };
         let mut layers = Vec::new();
@@ -129,6 +135,7 @@ impl VisionTower {
             pre_norm,
             layers,
             head: head.unwrap_or_default(),
+            compute: b.compute(),
         })
     }
 
@@ -149,7 +156,8 @@ impl VisionTower {
         let num_images = pixels.shape()[0];
         let (patches_per_image, tokens) = (c.grid() * c.grid(), c.num_positions());
         let patches = t.constant(extract_patches(pixels.f32s()?, num_images, c)?);
-        let mut x = self.patch_embedding.forward(t, &patches)?;
+        let mut x = self.patch_embedding.forward_wide(t, &t.cast(&patches, self.compute)?)?;
+        drop(patches);
         if let Some(class) = &self.class_embedding {
             let class = t.embedding(&vec![0; num_images], class)?;
             let joined = t.concat_rows(&[class, x])?;
@@ -185,9 +193,9 @@ impl VisionTower {
         for (i, layer) in self.layers[..depth].iter().enumerate() {
             x = if recompute {
                 let (layer, spec) = (layer.clone(), spec.clone());
-                t.checkpoint(&[x], move |t, inputs| layer.forward(t, &inputs[0], &spec))?
+                t.checkpoint(&[x], move |t, inputs| layer.forward(t, inputs[0].clone(), &spec))?
             } else {
-                layer.forward(t, &x, &spec)?
+                layer.forward(t, x, &spec)?
             };
             keep(i + 1, &x);
         }

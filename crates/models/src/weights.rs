@@ -92,6 +92,7 @@ pub enum Source<'a> {
 pub struct Builder<'a> {
     source: Source<'a>,
     dtype: Option<DType>,
+    compute: DType,
     used: BTreeSet<String>,
     missing: Vec<String>,
     report: LoadReport,
@@ -113,24 +114,35 @@ impl<'a> Builder<'a> {
                 });
             }
         }
-        Ok(Builder::new(Source::Checkpoint { checkpoint, on_disk }, dtype))
+        let storage = dtype.unwrap_or_else(|| dominant_dtype(checkpoint));
+        Ok(Builder::new(Source::Checkpoint { checkpoint, on_disk }, dtype, storage))
     }
 
     /// Builds random weights, stored in `dtype`.
     pub fn random(seed: u64, dtype: DType) -> Builder<'static> {
-        Builder::new(Source::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))), Some(dtype))
+        Builder::new(Source::Random(Box::new(ChaCha8Rng::seed_from_u64(seed))), Some(dtype), dtype)
     }
 
-    fn new(source: Source<'_>, dtype: Option<DType>) -> Builder<'_> {
+    fn new(source: Source<'_>, dtype: Option<DType>, storage: DType) -> Builder<'_> {
+        let compute = match storage {
+            DType::BF16 if tensor::has_bf16() => DType::BF16,
+            _ => DType::F32,
+        };
         Builder {
             source,
             dtype,
+            compute,
             used: BTreeSet::new(),
             missing: Vec::new(),
             report: LoadReport::default(),
             reached: true,
             params: Vec::new(),
         }
+    }
+
+    /// The dtype of the model's activations.
+    pub fn compute(&self) -> DType {
+        self.compute
     }
 
     /// A weight with the same shape on disk as in the operator.
@@ -267,6 +279,18 @@ impl<'a> Builder<'a> {
         }
         Ok((self.params, self.report))
     }
+}
+
+/// The element type of most of a checkpoint's bytes.
+fn dominant_dtype(checkpoint: &Checkpoint) -> DType {
+    let mut bytes = [(DType::F32, 0), (DType::BF16, 0), (DType::F16, 0)];
+    for view in checkpoint.names().into_iter().filter_map(|name| checkpoint.get(name)) {
+        let of = |dtype: DType| crate::save::hub_dtype(dtype) == view.dtype;
+        if let Some((_, sum)) = bytes.iter_mut().find(|(dtype, _)| of(*dtype)) {
+            *sum += view.data.len();
+        }
+    }
+    bytes.into_iter().max_by_key(|&(_, sum)| sum).map_or(DType::F32, |(dtype, _)| dtype)
 }
 
 /// Copies a checkpoint tensor into the engine with the operator's shape.

@@ -39,13 +39,13 @@ struct Layer {
 impl Layer {
     fn forward(&self, t: &Tape, x: &Var, rope: &RopeTable, spec: &AttentionSpec) -> Result<Var> {
         let h = t.rms_norm(x, &self.norm1, 1e-6)?;
-        let q = t.rope(&t.linear(&h, &self.q)?, HEADS, rope)?;
-        let k = t.rope(&t.linear(&h, &self.k)?, KV_HEADS, rope)?;
+        let q = t.rope(t.linear(&h, &self.q)?, HEADS, HEAD_DIM, rope)?;
+        let k = t.rope(t.linear(&h, &self.k)?, KV_HEADS, HEAD_DIM, rope)?;
         let v = t.linear(&h, &self.v)?;
         let a = t.attention(&q, &k, &v, spec)?;
         let x = t.linear_add(&a, &self.o, x.clone())?;
         let h = t.rms_norm(&x, &self.norm2, 1e-6)?;
-        let inner = t.gated(&t.linear(&h, &self.gate)?, &t.linear(&h, &self.up)?, Activation::Silu)?;
+        let inner = t.gated(&t.linears(&h, &[&self.gate, &self.up])?, Activation::Silu)?;
         t.linear_add(&inner, &self.down, x)
     }
 }

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use crate::dtype::DType;
 use crate::error::Result;
-use crate::gemm::{Arithmetic, Mat, MatMut, Output, Threads, multiply};
+use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply};
 use crate::gradients::Write;
 use crate::tensor::Tensor;
 
@@ -51,7 +51,7 @@ impl GemmBench {
             Product::InputGradient => (g, w),
             Product::WeightGradient => (g.t(), x),
         };
-        multiply(self.arithmetic, vec![Output::new(MatMut::of(&mut self.to)?, Write::Replace, a, b)], Threads::All)
+        multiply(self.arithmetic, vec![Output::new(MatMut::of(&mut self.to)?, Write::Replace, a, b)])
     }
 
     /// Floating point operations of one run.

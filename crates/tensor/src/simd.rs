@@ -40,9 +40,10 @@ fn detect() -> Level {
     Level::Plain
 }
 
-/// Whether the processor multiplies bf16 numbers (`avx512_bf16`).
+/// Whether the processor multiplies bf16 numbers (`avx512_bf16`). Elsewhere products of bf16 numbers are computed in f32,
+/// which is slower than f32 itself.
 #[inline]
-pub(crate) fn has_bf16() -> bool {
+pub fn has_bf16() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
     *HAS.get_or_init(detect_bf16)
 }
@@ -60,6 +61,33 @@ fn detect_bf16() -> bool {
 /// Compiles a function once per instruction set and calls the best one. The results are equal bit for bit, because
 /// Rust neither reorders nor contracts floating point operations.
 macro_rules! multiversion {
+    ($(#[$meta:meta])* $vis:vis fn $name:ident<$($g:ident: $bound:path),+>($($arg:ident: $ty:ty),* $(,)?)
+     $(-> $ret:ty)? $body:block) => {
+        $(#[$meta])*
+        $vis fn $name<$($g: $bound),+>($($arg: $ty),*) $(-> $ret)? {
+            #[inline(always)]
+            fn plain<$($g: $bound),+>($($arg: $ty),*) $(-> $ret)? $body
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2,fma,f16c")]
+                fn avx2<$($g: $bound),+>($($arg: $ty),*) $(-> $ret)? {
+                    plain($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
+                fn avx512<$($g: $bound),+>($($arg: $ty),*) $(-> $ret)? {
+                    plain($($arg),*)
+                }
+                match $crate::simd::level() {
+                    // SAFETY: `level` found these features on this processor.
+                    $crate::simd::Level::Avx512 => return unsafe { avx512($($arg),*) },
+                    // SAFETY: `level` found these features on this processor.
+                    $crate::simd::Level::Avx2 => return unsafe { avx2($($arg),*) },
+                    $crate::simd::Level::Plain => {}
+                }
+            }
+            plain($($arg),*)
+        }
+    };
     ($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),* $(,)?) $(-> $ret:ty)? $body:block) => {
         $(#[$meta])*
         $vis fn $name($($arg: $ty),*) $(-> $ret)? {
@@ -109,6 +137,12 @@ pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
 /// The sum of f over the elements of two equally long slices.
 #[inline(always)]
 pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
+    sum_zip(a, b, f)
+}
+
+/// The sum of f over the elements of two equally long slices of any types.
+#[inline(always)]
+pub(crate) fn sum_zip<A: Copy, B: Copy>(a: &[A], b: &[B], f: impl Fn(A, B) -> f32) -> f32 {
     let mut lanes = [0f32; LANES];
     let (a_parts, b_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
     let (a_rest, b_rest) = (a_parts.remainder(), b_parts.remainder());
@@ -119,6 +153,23 @@ pub(crate) fn sum2(a: &[f32], b: &[f32], f: impl Fn(f32, f32) -> f32) -> f32 {
     }
     for (i, (&a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
         lanes[i] += f(a, b);
+    }
+    sum_lanes(lanes)
+}
+
+/// As [`sum_zip`] for three slices.
+#[inline(always)]
+pub(crate) fn sum_zip3<A: Copy, B: Copy, C: Copy>(a: &[A], b: &[B], c: &[C], f: impl Fn(A, B, C) -> f32) -> f32 {
+    let mut lanes = [0f32; LANES];
+    let (a_parts, b_parts, c_parts) = (a.chunks_exact(LANES), b.chunks_exact(LANES), c.chunks_exact(LANES));
+    let (a_rest, b_rest, c_rest) = (a_parts.remainder(), b_parts.remainder(), c_parts.remainder());
+    for ((a, b), c) in a_parts.zip(b_parts).zip(c_parts) {
+        for i in 0..LANES {
+            lanes[i] += f(a[i], b[i], c[i]);
+        }
+    }
+    for (i, ((&a, &b), &c)) in a_rest.iter().zip(b_rest).zip(c_rest).enumerate() {
+        lanes[i] += f(a, b, c);
     }
     sum_lanes(lanes)
 }

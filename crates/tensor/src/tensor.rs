@@ -125,7 +125,7 @@ impl Tensor {
 
     /// The elements; an error unless the dtype is f32.
     pub fn f32s(&self) -> Result<&[f32]> {
-        self.expect_f32()?;
+        self.expect_dtype(DType::F32)?;
         let bytes = self.bytes();
         // SAFETY: buffers are aligned to 64 bytes and hold initialised memory; every bit pattern is an f32.
         Ok(unsafe { std::slice::from_raw_parts(bytes.as_ptr().cast(), bytes.len() / 4) })
@@ -206,7 +206,7 @@ impl Tensor {
 
     /// The elements for writing; an error unless they are f32 and nobody else refers to the buffer.
     pub(crate) fn f32s_mut(&mut self) -> Result<&mut [f32]> {
-        self.expect_f32()?;
+        self.expect_dtype(DType::F32)?;
         let bytes = self.bytes_mut()?;
         // SAFETY: as in `f32s`; the exclusive borrow is handed on.
         Ok(unsafe { std::slice::from_raw_parts_mut(bytes.as_mut_ptr().cast(), bytes.len() / 4) })
@@ -235,11 +235,17 @@ impl Tensor {
         Ok(copy)
     }
 
-    fn expect_f32(&self) -> Result<()> {
-        match self.dtype {
-            DType::F32 => Ok(()),
-            found => Err(Error::DType { op: "tensor", what: "elements", expected: "`F32`", found }),
+    /// An error unless the elements have the given type.
+    pub(crate) fn expect_dtype(&self, dtype: DType) -> Result<()> {
+        if self.dtype == dtype {
+            return Ok(());
         }
+        let expected = match dtype {
+            DType::F32 => "`F32`",
+            DType::BF16 => "`BF16`",
+            _ => "another type",
+        };
+        Err(Error::DType { op: "tensor", what: "elements", expected, found: self.dtype })
     }
 
     fn bytes(&self) -> &[u8] {

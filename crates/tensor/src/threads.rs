@@ -94,7 +94,7 @@ pub(crate) fn row_pieces(n: usize, width: usize) -> (usize, impl Fn(usize) -> Ra
 }
 
 /// Calls `f(rows, out of those rows)` for fixed pieces of the rows of `out`, each `width` elements wide.
-pub(crate) fn for_each_rows(out: &mut [f32], width: usize, f: impl Fn(Range<usize>, &mut [f32]) + Sync + Send) {
+pub(crate) fn for_each_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(Range<usize>, &mut [T]) + Sync + Send) {
     if width == 0 {
         return;
     }
@@ -129,12 +129,19 @@ pub(crate) fn sum_of_squares(data: &[f32]) -> f64 {
 }
 
 /// A slice that several tasks write to at places that they know to be disjoint.
-#[derive(Clone, Copy)]
 pub(crate) struct Shared<'a, T = f32> {
     ptr: *mut T,
     len: usize,
     _borrow: std::marker::PhantomData<&'a mut [T]>,
 }
+
+impl<T> Clone for Shared<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<'_, T> {}
 
 // SAFETY: access goes through `slice`, whose callers promise disjoint ranges.
 unsafe impl<T: Send> Send for Shared<'_, T> {}

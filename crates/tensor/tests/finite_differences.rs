@@ -103,7 +103,7 @@ fn norms() {
 fn activations() {
     for a in [Activation::Gelu, Activation::GeluTanh, Activation::QuickGelu, Activation::Silu] {
         check("activation", &[&[2, 9]], &[], Box::new(move |t, x, _| t.activation(&x[0], a)));
-        check("gated", &[&[2, 9], &[2, 9]], &[], Box::new(move |t, x, _| t.gated(&x[0], &x[1], a)));
+        check("gated", &[&[2, 18]], &[], Box::new(move |t, x, _| t.gated(&x[0], a)));
     }
 }
 
@@ -131,7 +131,7 @@ fn attention() {
 fn rope() {
     let rope: Op = Box::new(|t, x, _| {
         let angles = Tensor::from_f32(&numbers(5, 3 * 2), &[3, 2])?;
-        t.rope(&x[0], 2, &RopeTable::from_angles(&angles, 1.5)?)
+        t.rope(x[0].clone(), 2, 6, &RopeTable::from_angles(&angles, 1.5)?)
     });
     check("rope", &[&[3, 12]], &[], rope);
 }

@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use decoder::{Model, numbers};
 use tensor::{
-    AttentionSpec, DType, Error, Gradients, LinearWeights, Mask, Param, RowBuffer, Tape, Tensor, attention_cached,
+    AttentionSpec, CachedRows, DType, Error, Gradients, LinearWeights, Mask, Param, RowBuffer, Tape, Tensor,
+    attention_cached,
 };
 
 #[test]
@@ -133,18 +134,24 @@ fn cached_attention_continues_a_sequence() {
     let t = Tape::inference();
     let [q_var, k_var, v_var] = [&q, &k, &v].map(|x| t.constant(x.clone()));
     let whole = t.attention(&q_var, &k_var, &v_var, &spec).unwrap();
-    let (mut keys, mut values) = (RowBuffer::new(kv_heads * dim), RowBuffer::new(kv_heads * dim));
+    let (mut keys, mut values) =
+        (RowBuffer::new(kv_heads * dim, DType::F32), RowBuffer::new(kv_heads * dim, DType::F32));
+    let qkv = t.concat_cols(&[q_var, k_var, v_var]).unwrap().into_value();
+    let cached = |rows: &Tensor, keys: &RowBuffer, values: &RowBuffer| {
+        let num_rows = rows.shape()[0];
+        attention_cached(rows, &[CachedRows { rows: 0..num_rows, keys, values }], &spec)
+    };
     let mut found = vec![];
     for rows in [0..4, 4..5, 5..9] {
-        keys.append(&k.rows(rows.start, rows.end).unwrap()).unwrap();
-        values.append(&v.rows(rows.start, rows.end).unwrap()).unwrap();
-        let q = q.rows(rows.start, rows.end).unwrap();
-        found.extend(attention_cached(&q, &keys, &values, heads, kv_heads, dim, scale).unwrap().to_vec_f32().unwrap());
+        let rows = qkv.rows(rows.start, rows.end).unwrap();
+        keys.append_columns(&rows, heads * dim).unwrap();
+        values.append_columns(&rows, (heads + kv_heads) * dim).unwrap();
+        found.extend(cached(&rows, &keys, &values).unwrap().to_vec_f32().unwrap());
     }
     for (found, expected) in found.iter().zip(whole.value().f32s().unwrap()) {
         assert!((found - expected).abs() < 1e-6);
     }
     keys.truncate(2);
     values.truncate(2);
-    assert!(attention_cached(&q, &keys, &values, heads, kv_heads, dim, scale).is_err());
+    assert!(cached(&qkv, &keys, &values).is_err());
 }

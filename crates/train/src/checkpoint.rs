@@ -111,11 +111,17 @@ pub(crate) fn save(output_dir: &Path, trainer: &Trainer, contents: &Contents<'_>
     let target = folder(output_dir, contents.state.step);
     hub::replace_dir(&target, |dir| {
         save_weights(dir, trainer, contents)?;
-        hub::write_safetensors(dir.join(OPTIMIZER_FILE), &trainer.optimizer.to_tensors(), &[("format", "pt")])?;
+        let optimizer = trainer.optimizer.to_tensors(with_masters(contents.plan));
+        hub::write_safetensors(dir.join(OPTIMIZER_FILE), &optimizer, &[("format", "pt")])?;
         write_json(&dir.join(TRAINER_STATE_FILE), &contents.trainer_state)?;
         write_json(&dir.join(STATE_FILE), &contents.state)
     })?;
     Ok(target)
+}
+
+/// Whether the weights of a checkpoint stand in the types of the base model, so that 16-bit ones need an f32 copy beside.
+fn with_masters(plan: &Plan) -> bool {
+    matches!(plan.method.kind, Some(MethodKind::Full) | None)
 }
 
 fn save_weights(dir: &Path, trainer: &Trainer, contents: &Contents<'_>) -> Result<()> {
@@ -166,7 +172,8 @@ pub(crate) fn read_state(dir: &Path) -> Result<RunState> {
 /// Puts weights, optimizer state and counters of a checkpoint into a trainer that stands at step 0 of the same plan.
 pub(crate) fn restore(dir: &Path, plan: &Plan, trainer: &mut Trainer, state: &RunState) -> Result<()> {
     restore_weights(dir, plan, trainer)?;
-    trainer.optimizer.restore(&SafeTensors::open(dir.join(OPTIMIZER_FILE))?, &state.update_counts)?;
+    let optimizer = SafeTensors::open(dir.join(OPTIMIZER_FILE))?;
+    trainer.optimizer.restore(&optimizer, &state.update_counts, with_masters(plan))?;
     trainer.presence = state.presence.clone();
     trainer.step = state.step;
     Ok(())
@@ -197,11 +204,12 @@ fn put_weights<'a>(dir: &Path, trainer: &Trainer, find: impl Fn(&str) -> Option<
             return Err(TrainError::checkpoint(dir, format!("tensor `{name}` is missing")));
         };
         let value = to_tensor(dir, &view, &param.shape())?;
-        if value.dtype() != param.dtype() {
-            let message = format!("tensor `{name}` is {:?}, the run keeps it in {:?}", value.dtype(), param.dtype());
+        if ![param.dtype(), trained.named.disk_dtype].contains(&value.dtype()) {
+            let disk = trained.named.disk_dtype;
+            let message = format!("tensor `{name}` is {:?}, the run writes it in {disk:?}", value.dtype());
             return Err(TrainError::checkpoint(dir, message));
         }
-        param.set_value(value)?;
+        param.set_value(value.cast(param.dtype())?)?;
     }
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! AdamW over the trained tensors. Owns moments, f32 master copies of 16-bit weights and each tensor's own step count; the
-//! arithmetic of one tensor is `tensor::adamw_step`.
+//! AdamW over the trained tensors, which are f32 whatever their type on disk. Owns moments and each tensor's own step count;
+//! the arithmetic of one tensor is `tensor::adamw_step`.
 //!
 //! As `torch.optim.AdamW`: a tensor without a gradient in a step is left alone, its moments and its step count included.
 
@@ -27,8 +27,6 @@ struct State {
     num_updates: u64,
     m: Param,
     v: Param,
-    /// f32 copy of a weight that is kept in 16 bits.
-    master: Option<Param>,
 }
 
 /// AdamW with its state.
@@ -72,12 +70,13 @@ impl Optimizer {
         Ok(())
     }
 
-    /// The state as tensors named `m.NAME`, `v.NAME` and, for 16-bit weights, `master.NAME`.
-    pub fn to_tensors(&self) -> Vec<OutTensor<'static>> {
+    /// The state as tensors named `m.NAME`, `v.NAME` and, `with_masters`, `master.NAME`: the f32 value of a weight that has
+    /// 16 bits on disk.
+    pub fn to_tensors(&self, with_masters: bool) -> Vec<OutTensor<'static>> {
         let mut out = Vec::new();
         for (trained, state) in self.tensors.iter().zip(&self.states) {
             let Some(state) = state else { continue };
-            for (kind, param) in state.parts() {
+            for (kind, param) in state.parts(trained, with_masters) {
                 let value = param.value();
                 let shape = value.shape().to_vec();
                 let name = format!("{kind}.{}", trained.named.name);
@@ -93,11 +92,11 @@ impl Optimizer {
         pairs.filter_map(|(t, state)| Some((t.named.name.clone(), state.as_ref()?.num_updates))).collect()
     }
 
-    /// Takes up the state written by [`Optimizer::to_tensors`] and [`Optimizer::update_counts`].
+    /// Takes up the state written by [`Optimizer::to_tensors`] and [`Optimizer::update_counts`]; masters replace the weights.
     ///
     /// # Errors
     /// A tensor that is missing, has another shape, or belongs to nothing that trains.
-    pub fn restore(&mut self, file: &SafeTensors, counts: &BTreeMap<String, u64>) -> Result<()> {
+    pub fn restore(&mut self, file: &SafeTensors, counts: &BTreeMap<String, u64>, with_masters: bool) -> Result<()> {
         let fail = |message: String| TrainError::checkpoint(file.path(), message);
         let mut num_read = 0;
         for (trained, slot) in self.tensors.iter().zip(&mut self.states) {
@@ -108,7 +107,7 @@ impl Optimizer {
             };
             let mut state = State::new(&trained.named.param)?;
             state.num_updates = *count;
-            for (kind, param) in state.parts() {
+            for (kind, param) in state.parts(trained, with_masters) {
                 let key = format!("{kind}.{name}");
                 let view = file.get(&key).ok_or_else(|| fail(format!("optimizer state `{key}` is missing")))?;
                 if view.shape != param.shape() || view.dtype != hub::Dtype::F32 {
@@ -159,21 +158,21 @@ impl Settings {
 impl State {
     fn new(param: &Param) -> Result<State> {
         let zeros = |name: &str| Ok::<_, TrainError>(Param::new(name, Tensor::zeros(&param.shape(), DType::F32)?));
-        let master = match param.dtype() {
-            DType::F32 => None,
-            _ => Some(Param::new("master", param.value().cast(DType::F32)?)),
-        };
-        Ok(State { num_updates: 0, m: zeros("m")?, v: zeros("v")?, master })
+        Ok(State { num_updates: 0, m: zeros("m")?, v: zeros("v")? })
     }
 
-    fn parts(&self) -> impl Iterator<Item = (&'static str, &Param)> {
-        [("m", &self.m), ("v", &self.v)].into_iter().chain(self.master.as_ref().map(|master| ("master", master)))
+    fn parts<'a>(
+        &'a self,
+        trained: &'a TrainedTensor,
+        with_masters: bool,
+    ) -> impl Iterator<Item = (&'static str, &'a Param)> {
+        let is_narrow = with_masters && trained.named.disk_dtype != DType::F32;
+        [("m", &self.m), ("v", &self.v)].into_iter().chain(is_narrow.then_some(("master", &trained.named.param)))
     }
 
     fn update(&mut self, param: &Param, gradient: &[f32], numbers: &AdamW) -> Result<()> {
-        let target = self.master.as_ref().unwrap_or(param);
         let mut outcome = Ok(());
-        target.update(|p| {
+        param.update(|p| {
             let updated = self.m.update(|m| {
                 let updated = self.v.update(|v| outcome = adamw_step(p, gradient, m, v, numbers));
                 if updated.is_err() {
@@ -184,11 +183,7 @@ impl State {
                 outcome = updated;
             }
         })?;
-        outcome?;
-        if let Some(master) = &self.master {
-            param.set_value(master.value().cast(param.dtype())?)?;
-        }
-        Ok(())
+        Ok(outcome?)
     }
 }
 

@@ -8,7 +8,7 @@ use data::{Batch, Encoded, collate};
 use models::{LossWeights, Model, ModelConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
-use tensor::{DType, Gradients, LinearWeights, Param, Tape, Tensor, memory};
+use tensor::{Gradients, LinearWeights, Param, Tape, Tensor, memory};
 
 use crate::error::Result;
 use crate::plan::Plan;
@@ -112,11 +112,11 @@ pub struct TokenEstimate {
 /// Bytes at the peak of a step with the longest sampled records.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct MemoryEstimate {
-    /// Weights as they are kept; exact.
+    /// Weights as they are kept, f32 where they train; exact.
     pub weights: u64,
     /// Gradients in f32; exact once every tensor has one.
     pub gradients: u64,
-    /// Moments, and f32 master copies of 16-bit weights; exact once every tensor has had a gradient.
+    /// Moments; exact once every tensor has had a gradient.
     pub optimizer: u64,
     /// Activations that wait for the backward pass, and the working set of the largest operator; an estimate.
     pub activations: u64,
@@ -301,14 +301,7 @@ fn estimate_memory(plan: &Plan, model: &Model, selection: &Selection, window: &R
     let weights = model.params().iter().map(|p| p.param.value().num_bytes() as u64).sum();
     let trained = selection.num_trainable();
     let gradients = 4 * trained;
-    let is_wide = |dtype: DType| dtype == DType::F32;
-    let masters: u64 = selection
-        .tensors
-        .iter()
-        .filter(|t| !is_wide(t.named.param.dtype()))
-        .map(|t| 4 * t.named.param.value().num_elements() as u64)
-        .sum();
-    let optimizer = 8 * trained + masters;
+    let optimizer = 8 * trained;
     let activations = 4 * activation_elements(model.config(), selection, window, plan.train.gradient_checkpointing);
     MemoryEstimate {
         weights,

@@ -5,6 +5,7 @@ use models::names::in_memory;
 use models::{LoraConfig, Model, NamedParam, Part};
 use regex::Regex;
 use serde::Serialize;
+use tensor::DType;
 
 use crate::error::{Result, TrainError, first_few};
 use crate::plan::{LoraPlan, MethodKind, Plan, TargetModules};
@@ -82,6 +83,8 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
         if chosen && !named.reached {
             unreached.push(named.name.clone());
         } else if chosen {
+            // What trains is f32, whatever its type on disk; operators round it where they compute in bf16.
+            named.param.set_value(named.param.value().cast(DType::F32)?)?;
             let learning_rate = part_rate(plan, named.part).unwrap_or(plan.train.learning_rate);
             let weight_decay = if takes_decay(&named.name) { plan.train.weight_decay } else { 0.0 };
             tensors.push(TrainedTensor { named: named.clone(), learning_rate, weight_decay });

@@ -7,9 +7,10 @@
 
 use std::ops::Range;
 
-use super::kernel::{self, Kernel, LARGEST_TILE, Place, To};
+use super::kernel::{self, Kernel, LARGEST_TILE, Place};
 use super::pack::Unit;
-use super::{ElementsMut, Mat, Output, Threads, span};
+use super::panels::Pooled;
+use super::{ElementsMut, Mat, MatMut, Output, span};
 use crate::error::Result;
 use crate::gradients::Write;
 use crate::memory::Buffer;
@@ -28,10 +29,10 @@ const PACK_PANELS: usize = 8;
 const SERIAL: usize = 48 * 48 * 48;
 
 /// Computes all outputs, which are not empty and have equally many rows and at least one term each.
-pub(super) fn multiply<P: Unit>(kernel: Kernel<P>, outputs: Vec<Output<'_>>, threads: Threads) -> Result<()> {
+pub(super) fn multiply<P: Unit>(kernel: Kernel<P>, outputs: Vec<Output<'_>>) -> Result<()> {
     let job = Job::new(kernel, outputs);
-    let parallel = threads == Threads::All && job.num_products() > SERIAL && threads::num_threads() > 1;
-    let (mut left, mut right) = (Packed::new(job.left_size())?, Packed::new(job.right_size())?);
+    let parallel = job.num_products() > SERIAL && threads::num_threads() > 1;
+    let (mut left, mut right) = (Pooled::<P>::new(job.left_size())?, Pooled::<P>::new(job.right_size())?);
     let mut run = || -> Result<()> {
         for rows in job.row_blocks() {
             let mut is_left_packed = false;
@@ -44,29 +45,6 @@ pub(super) fn multiply<P: Unit>(kernel: Kernel<P>, outputs: Vec<Output<'_>>, thr
         Ok(())
     };
     if parallel { threads::on_pool(run) } else { run() }
-}
-
-/// Packed panels in a pooled buffer.
-struct Packed<P> {
-    buffer: Buffer,
-    len: usize,
-    units: std::marker::PhantomData<P>,
-}
-
-impl<P: Unit> Packed<P> {
-    fn new(len: usize) -> Result<Packed<P>> {
-        Ok(Packed { buffer: Buffer::stale(len * size_of::<P>())?, len, units: std::marker::PhantomData })
-    }
-
-    fn units(&self) -> &[P] {
-        // SAFETY: the buffer is aligned, holds `len` units, and every bit pattern is a unit.
-        unsafe { std::slice::from_raw_parts(self.buffer.as_ptr().cast(), self.len) }
-    }
-
-    fn units_mut(&mut self) -> &mut [P] {
-        // SAFETY: as above; the exclusive borrow is handed on.
-        unsafe { std::slice::from_raw_parts_mut(self.buffer.as_ptr().cast(), self.len) }
-    }
 }
 
 /// A left side that one or several terms use.
@@ -89,20 +67,13 @@ struct Product<'a> {
 
 /// Where sums go.
 struct Target<'a> {
-    c: Elements<'a>,
-    row_stride: usize,
-    cols: usize,
+    c: MatMut<'a>,
     write: Write,
     alpha: f32,
     bias: Option<&'a [f32]>,
     products: Vec<Product<'a>>,
     /// Units of the depth over all terms.
     units: usize,
-}
-
-enum Elements<'a> {
-    F32(Shared<'a, f32>),
-    BF16(Shared<'a, u16>),
 }
 
 /// Some columns of one output, whose right side is packed as a whole and which one task computes for some rows.
@@ -130,9 +101,9 @@ impl<'a, P: Unit> Job<'a, P> {
         let rows = outputs[0].to.rows;
         let (mut lefts, mut targets): (Vec<Left<'_>>, Vec<Target<'_>>) = (vec![], vec![]);
         let mut left_units = 0;
-        for output in outputs {
+        for mut output in outputs {
             let (mut products, mut units) = (vec![], 0);
-            for term in output.terms {
+            for term in std::mem::take(&mut output.terms) {
                 let depth = term.a.cols.div_ceil(P::DEPTHS);
                 let left = lefts.iter().position(|left| left.mat.is_same(&term.a)).unwrap_or_else(|| {
                     lefts.push(Left { mat: term.a, units: depth, before: left_units });
@@ -142,20 +113,8 @@ impl<'a, P: Unit> Job<'a, P> {
                 products.push(Product { left, b: term.b, units: depth, before: units });
                 units += depth;
             }
-            let c = match output.to.data {
-                ElementsMut::F32(data) => Elements::F32(Shared::new(data)),
-                ElementsMut::BF16(data) => Elements::BF16(Shared::new(data)),
-            };
-            targets.push(Target {
-                c,
-                row_stride: output.to.row_stride,
-                cols: output.to.cols,
-                write: output.write,
-                alpha: output.alpha,
-                bias: output.bias,
-                products,
-                units,
-            });
+            let Output { to: c, write, alpha, bias, .. } = output;
+            targets.push(Target { c, write, alpha, bias, products, units });
         }
         let mut job = Job { kernel, rows, lefts, targets, groups: vec![], batches: vec![], left_units };
         job.group_columns();
@@ -170,8 +129,8 @@ impl<'a, P: Unit> Job<'a, P> {
             // Long depths take narrower groups, so that a batch holds several.
             let cols =
                 TASK_COLS.min(limit / 4 / target.units.max(1)).max(self.kernel.nr) / self.kernel.nr * self.kernel.nr;
-            for i in 0..target.cols.div_ceil(cols) {
-                let cols = span(i, cols, target.cols);
+            for i in 0..target.c.cols.div_ceil(cols) {
+                let cols = span(i, cols, target.c.cols);
                 let size = cols.len().next_multiple_of(self.kernel.nr) * target.units;
                 if at > 0 && at + size > limit {
                     self.batches.push(self.groups.len());
@@ -185,7 +144,7 @@ impl<'a, P: Unit> Job<'a, P> {
     }
 
     fn num_products(&self) -> usize {
-        self.targets.iter().map(|t| self.rows * t.cols * t.units * P::DEPTHS).sum()
+        self.targets.iter().map(|t| self.rows * t.c.cols * t.units * P::DEPTHS).sum()
     }
 
     /// Rows whose left sides are packed at a time.
@@ -221,13 +180,13 @@ impl<'a, P: Unit> Job<'a, P> {
         &self,
         rows: &Range<usize>,
         with_left: bool,
-        left: &mut Packed<P>,
+        left: &mut Pooled<P>,
         groups: &[Group],
-        right: &mut Packed<P>,
+        right: &mut Pooled<P>,
         parallel: bool,
     ) {
         let Kernel { mr, nr, .. } = self.kernel;
-        let (left, right) = (Shared::new(left.units_mut()), Shared::new(right.units_mut()));
+        let (left, right) = (Shared::new(left.get_mut()), Shared::new(right.get_mut()));
         let left_pieces = if with_left { rows.len().div_ceil(PACK_PANELS * mr) } else { 0 };
         let num_left = left_pieces * self.lefts.len();
         let most_cols = groups.iter().map(|group| group.cols.len()).max().unwrap_or(0);
@@ -265,9 +224,9 @@ impl<'a, P: Unit> Job<'a, P> {
     fn tiles(
         &self,
         rows: &Range<usize>,
-        left: &Packed<P>,
+        left: &Pooled<P>,
         groups: &[Group],
-        right: &Packed<P>,
+        right: &Pooled<P>,
         parallel: bool,
     ) -> Result<()> {
         let task_rows = TASK_ROWS / self.kernel.mr * self.kernel.mr;
@@ -275,8 +234,8 @@ impl<'a, P: Unit> Job<'a, P> {
         threads::try_for_each(row_tasks * groups.len(), parallel, |task| {
             let piece = span(task / groups.len(), task_rows, rows.len());
             let group = &groups[task % groups.len()];
-            let right = &right.units()[group.at..group.at + self.group_size(group)];
-            Task { job: self, rows: rows.clone(), piece, group, left: left.units(), right }.run()
+            let right = &right.get()[group.at..group.at + self.group_size(group)];
+            Task { job: self, rows: rows.clone(), piece, group, left: left.get(), right }.run()
         })
     }
 }
@@ -306,7 +265,7 @@ impl<P: Unit> Task<'_, '_, P> {
             .collect();
         let stride = self.group.cols.len().next_multiple_of(nr);
         // 16-bit results wait in f32 until their sums are complete.
-        let needs_scratch = pieces.len() > 1 && matches!(target.c, Elements::BF16(_));
+        let needs_scratch = pieces.len() > 1 && matches!(target.c.data, ElementsMut::BF16(_));
         let scratch = match needs_scratch {
             true => Some(Buffer::stale(self.piece.len().next_multiple_of(mr) * stride * 4)?),
             false => None,
@@ -389,20 +348,14 @@ impl<P: Unit> Task<'_, '_, P> {
 impl Target<'_> {
     /// The place of some rows and columns of C from one element on.
     fn place(&self, row: usize, col: usize, num_rows: usize, num_cols: usize) -> Place {
-        let at = row * self.row_stride + col;
-        let range = at..at + (num_rows - 1) * self.row_stride + num_cols;
-        let to = match &self.c {
-            Elements::F32(c) => To::F32(c.at(range)),
-            Elements::BF16(c) => To::BF16(c.at(range)),
-        };
         let bias = self.bias.map_or(std::ptr::null(), |bias| bias[col..col + num_cols].as_ptr());
         Place {
             from: std::ptr::null(),
             from_stride: 0,
             alpha: self.alpha,
             bias,
-            to,
-            row_stride: self.row_stride,
+            to: self.c.at(row, col, num_rows, num_cols),
+            row_stride: self.c.row_stride,
             add: self.write == Write::Add,
         }
     }

@@ -6,7 +6,7 @@ use crate::simd::{Level, level};
 
 /// A register tile for one instruction set, over panels of `P`.
 #[derive(Clone, Copy)]
-pub(super) struct Kernel<P> {
+pub(crate) struct Kernel<P> {
     /// Rows of the tile, the width of a panel of A.
     pub(super) mr: usize,
     /// Columns of the tile, the width of a panel of B.
@@ -22,18 +22,18 @@ pub(super) struct Kernel<P> {
 /// # Safety
 /// The processor has the kernel's instruction set; `a` holds `depth * mr` and `b` `depth * nr` packed elements; the place
 /// fits `rows` rows of `nr` elements that nobody else accesses; `1 <= rows <= mr`.
-pub(super) type Tile<P> = unsafe fn(rows: usize, depth: usize, a: *const P, b: *const P, place: &Place);
+pub(crate) type Tile<P> = unsafe fn(rows: usize, depth: usize, a: *const P, b: *const P, place: &Place);
 
 /// Where a tile goes.
 #[derive(Clone, Copy)]
-pub(super) enum To {
+pub(crate) enum To {
     F32(*mut f32),
     BF16(*mut u16),
 }
 
 /// What becomes of the sums of a tile: to (+)= alpha * (from + sums) + bias.
 #[derive(Clone, Copy)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// Sums over other depths; null for none.
     pub(super) from: *const f32,
     pub(super) from_stride: usize,

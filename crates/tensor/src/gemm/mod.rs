@@ -14,17 +14,22 @@ mod kernel;
 mod kernel_bf16;
 mod pack;
 mod pack_pairs;
+mod panels;
 #[cfg(test)]
 mod tests;
 mod thin;
 
 use std::ops::Range;
 
+pub(crate) use pack::Unit;
+pub(crate) use pack_pairs::Pair;
+pub(crate) use panels::{Left, Pooled, Right, Tiles};
+
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gradients::Write;
-use crate::simd;
 use crate::tensor::Tensor;
+use crate::threads::Shared;
 
 /// The elements of a matrix for reading.
 #[derive(Clone, Copy)]
@@ -72,6 +77,7 @@ impl<'a> Mat<'a> {
     }
 
     /// As [`Mat::strided`] for the bits of bf16 numbers.
+    #[cfg(test)]
     pub(crate) fn strided_bf16(data: &'a [u16], rows: usize, cols: usize, row_stride: usize) -> Mat<'a> {
         Mat::checked(Elements::BF16(data), rows, cols, row_stride)
     }
@@ -95,6 +101,38 @@ impl<'a> Mat<'a> {
         Mat { data, rows, cols, row_stride, col_stride: 1 }
     }
 
+    /// Some rows.
+    pub(crate) fn rows(self, range: Range<usize>) -> Mat<'a> {
+        assert!(self.col_stride == 1 && range.start <= range.end && range.end <= self.rows);
+        let skip = if range.is_empty() { 0 } else { range.start * self.row_stride };
+        let data = match self.data {
+            Elements::F32(data) => Elements::F32(&data[skip..]),
+            Elements::BF16(data) => Elements::BF16(&data[skip..]),
+            Elements::F16(data) => Elements::F16(&data[skip..]),
+        };
+        Mat { data, rows: range.len(), ..self }
+    }
+
+    /// Some columns.
+    pub(crate) fn columns(self, range: Range<usize>) -> Mat<'a> {
+        assert!(self.col_stride == 1 && range.start <= range.end && range.end <= self.cols);
+        let skip = if self.rows == 0 { 0 } else { range.start };
+        let data = match self.data {
+            Elements::F32(data) => Elements::F32(&data[skip..]),
+            Elements::BF16(data) => Elements::BF16(&data[skip..]),
+            Elements::F16(data) => Elements::F16(&data[skip..]),
+        };
+        Mat { data, cols: range.len(), ..self }
+    }
+
+    pub(crate) fn num_rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn num_cols(&self) -> usize {
+        self.cols
+    }
+
     /// The transpose.
     pub(crate) fn t(self) -> Mat<'a> {
         let Mat { data, rows, cols, row_stride, col_stride } = self;
@@ -109,15 +147,18 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// The elements of a matrix for writing.
+/// The elements of a matrix for writing. Matrices made by `split_columns` share them and write to their own columns.
+#[derive(Clone, Copy)]
 enum ElementsMut<'a> {
-    F32(&'a mut [f32]),
-    BF16(&'a mut [u16]),
+    F32(Shared<'a, f32>),
+    BF16(Shared<'a, u16>),
 }
 
 /// A row-major matrix for writing.
 pub(crate) struct MatMut<'a> {
     data: ElementsMut<'a>,
+    /// Place of the first element.
+    start: usize,
     rows: usize,
     cols: usize,
     row_stride: usize,
@@ -126,14 +167,19 @@ pub(crate) struct MatMut<'a> {
 impl<'a> MatMut<'a> {
     /// A contiguous matrix.
     pub(crate) fn new(data: &'a mut [f32], rows: usize, cols: usize) -> MatMut<'a> {
-        assert!(rows * cols <= data.len());
-        MatMut { data: ElementsMut::F32(data), rows, cols, row_stride: cols }
+        MatMut::strided(data, rows, cols, cols)
+    }
+
+    /// A row-major matrix whose rows stand `row_stride` apart.
+    pub(crate) fn strided(data: &'a mut [f32], rows: usize, cols: usize, row_stride: usize) -> MatMut<'a> {
+        assert!(rows == 0 || cols == 0 || (row_stride >= cols && (rows - 1) * row_stride + cols <= data.len()));
+        MatMut { data: ElementsMut::F32(Shared::new(data)), start: 0, rows, cols, row_stride }
     }
 
     /// A contiguous matrix of bf16 numbers; sums are rounded to nearest even once they are complete.
     pub(crate) fn bf16(data: &'a mut [u16], rows: usize, cols: usize) -> MatMut<'a> {
         assert!(rows * cols <= data.len());
-        MatMut { data: ElementsMut::BF16(data), rows, cols, row_stride: cols }
+        MatMut { data: ElementsMut::BF16(Shared::new(data)), start: 0, rows, cols, row_stride: cols }
     }
 
     /// A two-dimensional tensor of f32 or bf16.
@@ -148,24 +194,41 @@ impl<'a> MatMut<'a> {
         }
     }
 
+    /// Consecutive columns as matrices of their own; as wide as the matrix in all.
+    pub(crate) fn split_columns(self, widths: &[usize]) -> Vec<MatMut<'a>> {
+        assert!(widths.iter().sum::<usize>() == self.cols);
+        let mut start = self.start;
+        let mut parts = vec![];
+        for &cols in widths {
+            parts.push(MatMut { start, cols, ..self });
+            start += cols;
+        }
+        parts
+    }
+
+    /// Sets every element to zero.
     fn fill_zero(&mut self) {
         for i in 0..self.rows {
-            let row = i * self.row_stride..i * self.row_stride + self.cols;
-            match &mut self.data {
-                ElementsMut::F32(data) => data[row].fill(0.0),
-                ElementsMut::BF16(data) => data[row].fill(0),
+            let row = self.start + i * self.row_stride..self.start + i * self.row_stride + self.cols;
+            // SAFETY: the columns of this matrix are its own.
+            unsafe {
+                match &self.data {
+                    ElementsMut::F32(data) => data.slice(row).fill(0.0),
+                    ElementsMut::BF16(data) => data.slice(row).fill(0),
+                }
             }
         }
     }
-}
 
-/// Who computes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Threads {
-    /// The calling thread, inside of a task.
-    One,
-    /// The engine's workers.
-    All,
+    /// Where a part of the matrix starts, for a tile of `num_rows` by `num_cols` from a row and column on.
+    fn at(&self, row: usize, col: usize, num_rows: usize, num_cols: usize) -> kernel::To {
+        let at = self.start + row * self.row_stride + col;
+        let range = at..at + (num_rows - 1) * self.row_stride + num_cols;
+        match &self.data {
+            ElementsMut::F32(data) => kernel::To::F32(data.at(range)),
+            ElementsMut::BF16(data) => kernel::To::BF16(data.at(range)),
+        }
+    }
 }
 
 /// The numbers that are multiplied; sums are f32 in both.
@@ -176,6 +239,23 @@ pub(crate) enum Arithmetic {
     /// Operands are rounded to bf16 where the processor multiplies such numbers, and widen to f32 elsewhere.
     BF16,
 }
+
+/// Runs a body with `$P` as the units of packed panels for an arithmetic on this processor.
+macro_rules! with_units {
+    ($arithmetic:expr, $P:ident => $body:expr) => {
+        match $arithmetic {
+            $crate::gemm::Arithmetic::BF16 if $crate::simd::has_bf16() => {
+                type $P = $crate::gemm::Pair;
+                $body
+            }
+            _ => {
+                type $P = f32;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_units;
 
 impl Arithmetic {
     /// The arithmetic of an operator whose input has this dtype.
@@ -207,7 +287,12 @@ pub(crate) struct Output<'a> {
 impl<'a> Output<'a> {
     /// to (+)= a.b.
     pub(crate) fn new(to: MatMut<'a>, write: Write, a: Mat<'a>, b: Mat<'a>) -> Output<'a> {
-        Output { to, write, alpha: 1.0, bias: None, terms: vec![] }.plus(a, b)
+        Output::empty(to, write).plus(a, b)
+    }
+
+    /// to (+)= the sum of the products to come.
+    pub(crate) fn empty(to: MatMut<'a>, write: Write) -> Output<'a> {
+        Output { to, write, alpha: 1.0, bias: None, terms: vec![] }
     }
 
     /// Adds another product.
@@ -231,13 +316,8 @@ impl<'a> Output<'a> {
     }
 }
 
-/// to = alpha a.b, or to += alpha a.b, multiplied in f32.
-pub(crate) fn gemm(to: MatMut<'_>, write: Write, alpha: f32, a: Mat<'_>, b: Mat<'_>, threads: Threads) -> Result<()> {
-    multiply(Arithmetic::F32, vec![Output::new(to, write, a, b).scaled(alpha)], threads)
-}
-
 /// Computes all outputs, which have equally many rows; an `a` that several of them share is packed once.
-pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>, threads: Threads) -> Result<()> {
+pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> Result<()> {
     outputs.retain_mut(|output| {
         let MatMut { rows, cols, .. } = output.to;
         if output.terms.is_empty() && output.write == Write::Replace && output.bias.is_none() {
@@ -249,13 +329,10 @@ pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>, thr
     let rows = first.to.rows;
     assert!(outputs.iter().all(|output| output.to.rows == rows));
     if outputs.iter().all(thin::fits) {
-        outputs.into_iter().for_each(|output| thin::multiply(arithmetic, output, threads));
+        outputs.into_iter().for_each(|output| thin::multiply(arithmetic, output));
         return Ok(());
     }
-    match arithmetic {
-        Arithmetic::BF16 if simd::has_bf16() => blocked::multiply(kernel_bf16::best(), outputs, threads),
-        _ => blocked::multiply(kernel::best(), outputs, threads),
-    }
+    with_units!(arithmetic, P => blocked::multiply(P::kernel(), outputs))
 }
 
 /// The place of `range` in units of `step`, cut at `limit`.

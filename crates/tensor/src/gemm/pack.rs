@@ -3,6 +3,7 @@
 
 use std::ops::Range;
 
+use super::kernel::{self, Kernel};
 use super::{Elements, Mat};
 use crate::dtype::{bf16_to_f32, f16_to_f32};
 #[cfg(target_arch = "x86_64")]
@@ -35,10 +36,13 @@ pub(super) trait Element {
     unsafe fn four(at: *const Self::Bits) -> std::arch::x86_64::__m128;
 }
 
-/// What panels are made of.
-pub(super) trait Unit: Copy + Send + Sync {
+/// What panels are made of. Every bit pattern is a unit.
+pub(crate) trait Unit: Copy + Send + Sync + 'static {
     /// Depths that one unit holds.
     const DEPTHS: usize;
+
+    /// The register tile of this processor.
+    fn kernel() -> Kernel<Self>;
 
     /// Packs rows `rows` of `mat` (a whole number of panels, but for the last) over its whole depth. Panels start `stride`
     /// units apart in `to` and hold `width` units for every unit of the depth.
@@ -47,6 +51,10 @@ pub(super) trait Unit: Copy + Send + Sync {
 
 impl Unit for f32 {
     const DEPTHS: usize = 1;
+
+    fn kernel() -> Kernel<f32> {
+        kernel::best()
+    }
 
     fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [f32]) {
         assert!(rows.end <= mat.rows && stride >= width * mat.cols);

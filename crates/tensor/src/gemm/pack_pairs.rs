@@ -3,14 +3,15 @@
 
 use std::ops::Range;
 
+use super::kernel::Kernel;
 use super::pack::Unit;
-use super::{Elements, Mat};
+use super::{Elements, Mat, kernel_bf16};
 use crate::dtype::{f16_to_f32, f32_to_bf16};
 
 /// Two bf16 numbers, the first in the lower half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(transparent)]
-pub(super) struct Pair(u32);
+pub(crate) struct Pair(u32);
 
 impl Pair {
     #[inline(always)]
@@ -26,6 +27,10 @@ impl Pair {
 
 impl Unit for Pair {
     const DEPTHS: usize = 2;
+
+    fn kernel() -> Kernel<Pair> {
+        kernel_bf16::best()
+    }
 
     fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [Pair]) {
         let units = mat.cols.div_ceil(2);

@@ -2,18 +2,23 @@
 
 use super::kernel::{Kernel, Place};
 use super::pack_pairs::Pair;
-use super::{Arithmetic, Elements, Mat, MatMut, Output, Threads, blocked, gemm, kernel, kernel_bf16, multiply};
+use super::{Arithmetic, Elements, Mat, MatMut, Output, blocked, kernel, kernel_bf16, multiply};
 use crate::dtype::{DType, bf16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::gradients::Write;
 use crate::ops::testing::{agree, random};
 use crate::simd::{Level, level};
 use crate::tensor::Tensor;
 
+/// to (+)= alpha a.b, multiplied in f32.
+fn gemm(to: MatMut<'_>, write: Write, alpha: f32, a: Mat<'_>, b: Mat<'_>) -> crate::Result<()> {
+    multiply(Arithmetic::F32, vec![Output::new(to, write, a, b).scaled(alpha)])
+}
+
 /// a.b in f64, element by element.
 fn plain(a: &Mat<'_>, b: &Mat<'_>) -> Vec<f32> {
     let at = |m: &Mat<'_>, i: usize, j: usize| match m.data {
         Elements::F32(data) => f64::from(data[i * m.row_stride + j * m.col_stride]),
-        Elements::BF16(data) => f64::from(crate::bf16_to_f32(data[i * m.row_stride + j * m.col_stride])),
+        Elements::BF16(data) => f64::from(bf16_to_f32(data[i * m.row_stride + j * m.col_stride])),
         Elements::F16(data) => f64::from(crate::f16_to_f32(data[i * m.row_stride + j * m.col_stride])),
     };
     let mut c = vec![];
@@ -57,10 +62,10 @@ fn every_kernel_and_layout_agrees_with_plain_loops() {
                 let product = plain(&a, &b);
                 let mut c = vec![f32::NAN; m * n];
                 let output = Output::new(MatMut::new(&mut c, m, n), Write::Replace, a, b);
-                blocked::multiply(which, vec![output], Threads::One).unwrap();
+                blocked::multiply(which, vec![output]).unwrap();
                 assert!(agree(&c, &product, tolerance(k)), "{} {m} {n} {k}", which.mr);
                 let output = Output::new(MatMut::new(&mut c, m, n), Write::Add, a, b).scaled(-0.5);
-                blocked::multiply(which, vec![output], Threads::All).unwrap();
+                blocked::multiply(which, vec![output]).unwrap();
                 let half: Vec<f32> = product.iter().map(|x| 0.5 * x).collect();
                 assert!(agree(&c, &half, 2.0 * tolerance(k)), "{} {m} {n} {k}: adding", which.mr);
             }
@@ -91,7 +96,7 @@ fn sixteen_bit_weights_agree_with_their_wide_copies() {
                     let mut c = vec![f32::NAN; m * n];
                     let b = if transposed { b.t() } else { b };
                     let a = Mat::new(&a, m, k);
-                    gemm(MatMut::new(&mut c, m, n), Write::Replace, 1.0, a, b, Threads::One).unwrap();
+                    gemm(MatMut::new(&mut c, m, n), Write::Replace, 1.0, a, b).unwrap();
                     c
                 };
                 assert_eq!(run(&weight), run(&wide), "{dtype} {m} {n} {k}");
@@ -107,7 +112,7 @@ fn few_rows_agree_with_plain_loops() {
             let (a, b) = (random(1, m * k), random(2, k * n));
             let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).t());
             let mut c = vec![1.0; m * n];
-            gemm(MatMut::new(&mut c, m, n), Write::Add, 2.0, a, b, Threads::All).unwrap();
+            gemm(MatMut::new(&mut c, m, n), Write::Add, 2.0, a, b).unwrap();
             let expected: Vec<f32> = plain(&a, &b).iter().map(|x| 1.0 + 2.0 * x).collect();
             assert!(agree(&c, &expected, 2.0 * tolerance(k)), "{m} {n} {k}");
         }
@@ -118,9 +123,9 @@ fn few_rows_agree_with_plain_loops() {
 fn no_depth_means_zero() {
     let mut c = vec![5.0; 6];
     let (a, b) = (Mat::new(&[], 2, 0), Mat::new(&[], 0, 3));
-    gemm(MatMut::new(&mut c, 2, 3), Write::Add, 1.0, a, b, Threads::One).unwrap();
+    gemm(MatMut::new(&mut c, 2, 3), Write::Add, 1.0, a, b).unwrap();
     assert_eq!(c, [5.0; 6]);
-    gemm(MatMut::new(&mut c, 2, 3), Write::Replace, 1.0, a, b, Threads::One).unwrap();
+    gemm(MatMut::new(&mut c, 2, 3), Write::Replace, 1.0, a, b).unwrap();
     assert_eq!(c, [0.0; 6]);
 }
 
@@ -132,7 +137,7 @@ fn bits_do_not_depend_on_the_number_of_threads() {
         crate::set_num_threads(threads);
         let mut c = vec![f32::NAN; m * n];
         let (a, b) = (Mat::new(&a, m, k), Mat::new(&b, n, k).t());
-        gemm(MatMut::new(&mut c, m, n), Write::Replace, 1.0, a, b, Threads::All).unwrap();
+        gemm(MatMut::new(&mut c, m, n), Write::Replace, 1.0, a, b).unwrap();
         c
     };
     let one = run(1);
@@ -172,11 +177,11 @@ fn check_bf16(kernel: Kernel<Pair>, [m, n, k]: [usize; 3]) -> bool {
         for (a, b) in [(a16, b16), (a32, b16), (a16, b32), (a32, b32)] {
             let mut c = vec![f32::NAN; m * n];
             let output = Output::new(MatMut::new(&mut c, m, n), Write::Replace, a, b);
-            blocked::multiply(kernel, vec![output], Threads::One).unwrap();
+            blocked::multiply(kernel, vec![output]).unwrap();
             all &= agree(&c, &expected, tolerance(k));
             let mut c = vec![0x4000u16; m * n];
             let output = Output::new(MatMut::bf16(&mut c, m, n), Write::Replace, a, b);
-            blocked::multiply(kernel, vec![output], Threads::All).unwrap();
+            blocked::multiply(kernel, vec![output]).unwrap();
             // One rounding to 8 bits of a sum that is as exact as above.
             all &= c.iter().zip(&expected).all(|(&c, &x)| {
                 (bf16_to_f32(c) - x).abs() <= x.abs() * 2f32.powi(-8) + tolerance(k) * (k as f32).sqrt()
@@ -239,7 +244,7 @@ fn terms_add_up_share_a_side_and_take_a_bias() {
             }
             outputs.push(output);
         }
-        multiply(arithmetic, outputs, Threads::All).unwrap();
+        multiply(arithmetic, outputs).unwrap();
         for (i, (c, (w, n))) in results.iter().zip(&weights).enumerate() {
             let mut expected = plain(&x, &Mat::strided_bf16(w, *n, k, k).t());
             if i == 0 {
@@ -263,7 +268,7 @@ fn bf16_bits_do_not_depend_on_the_number_of_threads() {
         let mut c = vec![0u16; m * n];
         let output =
             Output::new(MatMut::bf16(&mut c, m, n), Write::Replace, Mat::new(&a, m, k), Mat::new(&b, n, k).t());
-        multiply(Arithmetic::BF16, vec![output], Threads::All).unwrap();
+        multiply(Arithmetic::BF16, vec![output]).unwrap();
         c
     };
     let one = run(1);

@@ -1,12 +1,12 @@
 //! Owns products of a few rows with a large matrix, as in generating one token at a time: the matrix is read once,
 //! nothing is packed. Refuses many rows.
 
-use super::kernel::{Place, To};
-use super::{Arithmetic, Elements, ElementsMut, Mat, Output, Term, Threads};
+use super::kernel::Place;
+use super::{Arithmetic, Elements, Mat, Output, Term};
 use crate::dtype::{bf16_to_f32, f16_to_f32, f32_to_bf16};
 use crate::gradients::Write;
 use crate::simd::{LANES, multiversion, sum_lanes};
-use crate::threads::{self, Shared};
+use crate::threads;
 
 /// Rows up to which reading B once beats packing it.
 const MAX_ROWS: usize = 8;
@@ -20,17 +20,12 @@ pub(super) fn fits(output: &Output<'_>) -> bool {
 
 /// One output whose terms all have contiguous columns of B. Rows of A are rounded as the arithmetic says; B is used as it
 /// is, so that f32 weights keep their digits.
-pub(super) fn multiply(arithmetic: Arithmetic, output: Output<'_>, threads: Threads) {
+pub(super) fn multiply(arithmetic: Arithmetic, output: Output<'_>) {
     let (m, n) = (output.to.rows, output.to.cols);
     let depth: usize = output.terms.iter().map(|term| term.a.cols).sum();
     // Rows of A are read again for every column: contiguous f32 ones are.
     let rows: Vec<Vec<f32>> = output.terms.iter().map(|term| rows_of(arithmetic, &term.a)).collect();
-    let stride = output.to.row_stride;
-    let c = match output.to.data {
-        ElementsMut::F32(data) => Target::F32(Shared::new(data)),
-        ElementsMut::BF16(data) => Target::BF16(Shared::new(data)),
-    };
-    let parallel = threads == Threads::All && n * depth > 128 * 1024;
+    let parallel = n * depth > 128 * 1024;
     threads::for_each(n.div_ceil(TASK_COLS), parallel, |task| {
         for j in super::span(task, TASK_COLS, n) {
             let mut sums = [0f32; MAX_ROWS];
@@ -42,17 +37,13 @@ pub(super) fn multiply(arithmetic: Arithmetic, output: Output<'_>, threads: Thre
                     Elements::F16(b) => dots_f16(rows, &b[column], &mut sums[..m]),
                 }
             }
-            let range = j..(m - 1) * stride + j + 1;
             let place = Place {
                 from: std::ptr::null(),
                 from_stride: 0,
                 alpha: output.alpha,
                 bias: output.bias.map_or(std::ptr::null(), |bias| bias[j..].as_ptr()),
-                to: match &c {
-                    Target::F32(c) => To::F32(c.at(range)),
-                    Target::BF16(c) => To::BF16(c.at(range)),
-                },
-                row_stride: stride,
+                to: output.to.at(0, j, m, 1),
+                row_stride: output.to.row_stride,
                 add: output.write == Write::Add,
             };
             for (i, &sum) in sums.iter().take(m).enumerate() {
@@ -61,11 +52,6 @@ pub(super) fn multiply(arithmetic: Arithmetic, output: Output<'_>, threads: Thre
             }
         }
     });
-}
-
-enum Target<'a> {
-    F32(Shared<'a, f32>),
-    BF16(Shared<'a, u16>),
 }
 
 /// The rows of A, one after another.

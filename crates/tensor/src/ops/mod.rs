@@ -5,6 +5,7 @@ pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
 pub(crate) mod cached_attention;
+pub(crate) mod cast;
 pub(crate) mod concat;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
@@ -23,6 +24,7 @@ pub(crate) mod testing;
 use std::ops::Range;
 
 use crate::dtype::DType;
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::param::Param;
@@ -76,16 +78,17 @@ fn sum_pieces(
     Ok(())
 }
 
-/// to (+)= the sum of the rows of `g`.
-fn sum_rows(g: &[f32], to: &mut [f32], write: Write) -> Result<()> {
-    let width = to.len().max(1);
-    sum_pieces(g.len() / width, to, write, |rows, sums| add_rows(&g[rows.start * width..rows.end * width], sums))
+/// to (+)= the sum over the rows of `g`, each `width` wide, of as many columns as `to` has from column `start` on.
+fn sum_rows<E: Element>(g: &[E], width: usize, start: usize, to: &mut [f32], write: Write) -> Result<()> {
+    sum_pieces(g.len() / width.max(1), to, write, |rows, sums| {
+        add_rows(&g[rows.start * width..rows.end * width], width, start, sums);
+    })
 }
 
 multiversion! {
-    fn add_rows(rows: &[f32], sums: &mut [f32]) {
-        for row in rows.chunks_exact(sums.len()) {
-            sums.iter_mut().zip(row).for_each(|(s, g)| *s += g);
+    fn add_rows<E: Element>(rows: &[E], width: usize, start: usize, sums: &mut [f32]) {
+        for row in rows.chunks_exact(width) {
+            sums.iter_mut().zip(&row[start..]).for_each(|(s, g)| *s += g.wide());
         }
     }
 }

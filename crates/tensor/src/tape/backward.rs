@@ -33,11 +33,23 @@ impl Sweep<'_> {
         shape: &[usize],
         kernel: impl FnOnce(&mut [f32], Write) -> Result<()>,
     ) -> Result<()> {
+        self.write_as(place, shape, DType::F32, |tensor, write| kernel(tensor.f32s_mut()?, write))
+    }
+
+    /// As [`Sweep::write`] for the gradient of a value of any dtype.
+    pub(crate) fn write_as(
+        &mut self,
+        place: usize,
+        shape: &[usize],
+        dtype: DType,
+        kernel: impl FnOnce(&mut Tensor, Write) -> Result<()>,
+    ) -> Result<()> {
         let (mut tensor, write) = match self.slots[place].take() {
-            None => (Tensor::stale(shape, DType::F32)?, Write::Replace),
+            None => (Tensor::stale(shape, dtype)?, Write::Replace),
             Some(so_far) => (so_far.into_unique()?, Write::Add),
         };
-        kernel(tensor.f32s_mut()?, write)?;
+        tensor.expect_dtype(dtype)?;
+        kernel(&mut tensor, write)?;
         self.slots[place] = Some(tensor);
         Ok(())
     }
@@ -96,7 +108,7 @@ impl Tape {
             if upstream.shape() != output.shape() {
                 return Err(Error::shape("backward", "upstream", format!("{:?}", output.shape()), upstream.shape()));
             }
-            upstream.f32s()?;
+            upstream.expect_dtype(output.value().dtype())?;
             sweep.give(Some(place), upstream.clone())?;
             last = last.max(Some(place));
         }

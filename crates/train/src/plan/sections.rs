@@ -19,9 +19,9 @@ choice! {
         Auto = "auto";
         /// 32-bit.
         F32 = "f32" | "float32" | "fp32";
-        /// bfloat16; trained weights keep an f32 master copy in the optimizer.
+        /// bfloat16, computed in bf16 where the processor multiplies such numbers; what trains is kept in f32.
         Bf16 = "bf16" | "bfloat16";
-        /// float16; trained weights keep an f32 master copy in the optimizer.
+        /// float16, computed in f32; what trains is kept in f32.
         F16 = "f16" | "float16" | "fp16";
     }
 }

@@ -1,29 +1,35 @@
 //! Activations on the CPU, one vectorised loop per kind.
 
 use super::Activation;
+use crate::element::Element;
 use crate::simd::{exp, multiversion, normal_cdf, sigmoid};
 use crate::threads;
 
-pub(super) fn forward(a: Activation, x: &[f32], y: &mut [f32]) {
+pub(super) fn forward<E: Element>(a: Activation, x: &[E], y: &mut [E]) {
     threads::for_each_rows(y, 1, |range, y| forward_piece(a, &x[range], y));
 }
 
 /// Overwrites x with g * a'(x).
-pub(super) fn backward(a: Activation, g: &[f32], x: &mut [f32]) {
+pub(super) fn backward<E: Element>(a: Activation, g: &[E], x: &mut [E]) {
     threads::for_each_rows(x, 1, |range, x| backward_piece(a, &g[range], x));
 }
 
-pub(super) fn gated_forward(a: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
-    threads::for_each_rows(y, 1, |range, y| gated_forward_piece(a, &gate[range.clone()], &up[range], y));
+/// x `[t, 2 n]`, y `[t, n]`.
+pub(super) fn gated_forward<E: Element>(a: Activation, n: usize, x: &[E], y: &mut [E]) {
+    threads::for_each_rows(y, n, |rows, y| {
+        for (x, y) in x[2 * n * rows.start..2 * n * rows.end].chunks_exact(2 * n).zip(y.chunks_exact_mut(n)) {
+            gated_forward_row(a, &x[..n], &x[n..], y);
+        }
+    });
 }
 
-/// Overwrites gate and up with their gradients.
-pub(super) fn gated_backward(a: Activation, g: &[f32], gate: &mut [f32], up: &mut [f32]) {
-    let up = threads::Shared::new(up);
-    threads::for_each_rows(gate, 1, |range, gate| {
-        // SAFETY: pieces are disjoint.
-        let up = unsafe { up.slice(range.clone()) };
-        gated_backward_piece(a, &g[range], gate, up);
+/// Overwrites x with its gradient.
+pub(super) fn gated_backward<E: Element>(a: Activation, n: usize, g: &[E], x: &mut [E]) {
+    threads::for_each_rows(x, 2 * n, |rows, x| {
+        for (x, g) in x.chunks_exact_mut(2 * n).zip(g[n * rows.start..n * rows.end].chunks_exact(n)) {
+            let (gate, up) = x.split_at_mut(n);
+            gated_backward_row(a, g, gate, up);
+        }
     });
 }
 
@@ -90,29 +96,31 @@ macro_rules! with_activation {
 }
 
 multiversion! {
-    fn forward_piece(a: Activation, x: &[f32], y: &mut [f32]) {
-        with_activation!(a, f => y.iter_mut().zip(x).for_each(|(y, &x)| *y = f(x).0));
+    fn forward_piece<E: Element>(a: Activation, x: &[E], y: &mut [E]) {
+        with_activation!(a, f => y.iter_mut().zip(x).for_each(|(y, &x)| *y = E::narrow(f(x.wide()).0)));
     }
 }
 
 multiversion! {
-    fn backward_piece(a: Activation, g: &[f32], x: &mut [f32]) {
-        with_activation!(a, f => x.iter_mut().zip(g).for_each(|(x, &g)| *x = g * f(*x).1));
+    fn backward_piece<E: Element>(a: Activation, g: &[E], x: &mut [E]) {
+        with_activation!(a, f => x.iter_mut().zip(g).for_each(|(x, &g)| *x = E::narrow(g.wide() * f(x.wide()).1)));
     }
 }
 
 multiversion! {
-    fn gated_forward_piece(a: Activation, gate: &[f32], up: &[f32], y: &mut [f32]) {
-        with_activation!(a, f => y.iter_mut().zip(gate).zip(up).for_each(|((y, &gate), &up)| *y = f(gate).0 * up));
+    fn gated_forward_row<E: Element>(a: Activation, gate: &[E], up: &[E], y: &mut [E]) {
+        with_activation!(a, f => y.iter_mut().zip(gate).zip(up).for_each(|((y, &gate), &up)| {
+            *y = E::narrow(f(gate.wide()).0 * up.wide());
+        }));
     }
 }
 
 multiversion! {
-    fn gated_backward_piece(a: Activation, g: &[f32], gate: &mut [f32], up: &mut [f32]) {
+    fn gated_backward_row<E: Element>(a: Activation, g: &[E], gate: &mut [E], up: &mut [E]) {
         with_activation!(a, f => gate.iter_mut().zip(up).zip(g).for_each(|((gate, up), &g)| {
-            let (value, slope) = f(*gate);
-            *gate = g * *up * slope;
-            *up = g * value;
+            let (value, slope) = f(gate.wide());
+            *gate = E::narrow(g.wide() * up.wide() * slope);
+            *up = E::narrow(g.wide() * value);
         }));
     }
 }

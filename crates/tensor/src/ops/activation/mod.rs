@@ -1,9 +1,9 @@
-//! Activations y = a(x) and gated activations y = a(gate) * up, element by element, f32, any shape.
+//! Activations y = a(x), element by element, any shape, and gated activations y = a(gate) * up, x `[t, 2 n]` with gate in
+//! the first n columns and up in the others, y `[t, n]`. f32 or bf16, computed in f32.
 //!
 //! Definitions as `transformers.activations`: `gelu` with the error function, `gelu_pytorch_tanh` = `gelu_new` the tanh
 //! approximation, `quick_gelu` x * sigmoid(1.702 x), `silu` x * sigmoid(x), `relu`. Backward: dx = g * a'(x);
-//! dgate = g * up * a'(gate), dup = g * a(gate). Kept: x, or gate and up; the gradients overwrite them when nobody
-//! else refers to them.
+//! dgate = g * up * a'(gate), dup = g * a(gate). Kept: x; its gradient overwrites it when nobody else refers to it.
 
 mod cpu;
 #[cfg(test)]
@@ -13,7 +13,7 @@ mod tests;
 
 use std::str::FromStr;
 
-use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -62,34 +62,34 @@ impl Tape {
     /// a(x), element by element.
     pub fn activation(&self, x: &Var, a: Activation) -> Result<Var> {
         let place = self.place("activation", "x", x)?;
-        let mut y = Tensor::stale(x.shape(), DType::F32)?;
-        cpu::forward(a, x.value().f32s()?, y.f32s_mut()?);
+        let dtype = x.value().dtype();
+        let mut y = Tensor::stale(x.shape(), dtype)?;
+        with_element!("activation", "x", dtype, E => cpu::forward(a, E::of(x.value())?, E::of_mut(&mut y)?));
         let Some(place) = place else { return Ok(self.constant(y)) };
         let x = x.value().clone();
         Ok(self.push_op(y, move |g, sweep| {
             let mut dx = x.into_unique()?;
-            cpu::backward(a, g.f32s()?, dx.f32s_mut()?);
+            with_element!("activation", "x", dtype, E => cpu::backward(a, E::of(&g)?, E::of_mut(&mut dx)?));
             sweep.give(Some(place), dx)
         }))
     }
 
-    /// a(gate) * up, element by element; equal shapes.
-    pub fn gated(&self, gate: &Var, up: &Var, a: Activation) -> Result<Var> {
-        let places = (self.place("gated", "gate", gate)?, self.place("gated", "up", up)?);
-        if gate.shape() != up.shape() {
-            return Err(Error::shape("gated", "up", format!("{:?}, as gate", gate.shape()), up.shape()));
-        }
-        let mut y = Tensor::stale(gate.shape(), DType::F32)?;
-        cpu::gated_forward(a, gate.value().f32s()?, up.value().f32s()?, y.f32s_mut()?);
-        if places == (None, None) {
-            return Ok(self.constant(y));
-        }
-        let (gate, up) = (gate.value().clone(), up.value().clone());
+    /// a(gate) * up; x `[t, 2 n]` holds gate and up side by side, the result is `[t, n]`.
+    pub fn gated(&self, x: &Var, a: Activation) -> Result<Var> {
+        let place = self.place("gated", "x", x)?;
+        let (t, n) = match *x.shape() {
+            [t, width] if width % 2 == 0 => (t, width / 2),
+            _ => return Err(Error::shape("gated", "x", "[t, 2 n]", x.shape())),
+        };
+        let dtype = x.value().dtype();
+        let mut y = Tensor::stale(&[t, n], dtype)?;
+        with_element!("gated", "x", dtype, E => cpu::gated_forward(a, n, E::of(x.value())?, E::of_mut(&mut y)?));
+        let Some(place) = place else { return Ok(self.constant(y)) };
+        let x = x.value().clone();
         Ok(self.push_op(y, move |g, sweep| {
-            let (mut dgate, mut dup) = (gate.into_unique()?, up.into_unique()?);
-            cpu::gated_backward(a, g.f32s()?, dgate.f32s_mut()?, dup.f32s_mut()?);
-            sweep.give(places.0, dgate)?;
-            sweep.give(places.1, dup)
+            let mut dx = x.into_unique()?;
+            with_element!("gated", "x", dtype, E => cpu::gated_backward(a, n, E::of(&g)?, E::of_mut(&mut dx)?));
+            sweep.give(Some(place), dx)
         }))
     }
 }

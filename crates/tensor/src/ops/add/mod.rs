@@ -1,7 +1,9 @@
-//! Addition: a + b of equal shapes, and x[i] + table[rows[i]]. f32; the table `[rows, n]` f32, bf16 or f16.
+//! Addition: a + b of equal shapes and dtypes (f32 or bf16, added in f32), and x[i] + table[rows[i]] of f32; the table
+//! `[rows, n]` f32, bf16 or f16.
 //!
 //! Backward passes g on to both sides; the table's gradient adds up by row. Nothing is kept but the row numbers.
 
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::ops::embedding::{check_rows, look_up, scatter_add};
@@ -58,17 +60,17 @@ impl Tape {
 /// a + b, written over `a` when nobody else refers to it.
 pub(crate) fn accumulate(a: Tensor, b: Tensor) -> Result<Tensor> {
     let mut sum = a.into_unique()?;
-    add_into(sum.f32s_mut()?, b.f32s()?);
+    with_element!("add", "a", sum.dtype(), E => add_into(E::of_mut(&mut sum)?, E::of(&b)?));
     Ok(sum)
 }
 
 /// to += x.
-pub(crate) fn add_into(to: &mut [f32], x: &[f32]) {
+pub(crate) fn add_into<E: Element>(to: &mut [E], x: &[E]) {
     threads::for_each_rows(to, 1, |range, to| add_piece(to, &x[range]));
 }
 
 multiversion! {
-    fn add_piece(to: &mut [f32], x: &[f32]) {
-        to.iter_mut().zip(x).for_each(|(to, x)| *to += x);
+    fn add_piece<E: Element>(to: &mut [E], x: &[E]) {
+        to.iter_mut().zip(x).for_each(|(to, x)| *to = E::narrow(to.wide() + x.wide()));
     }
 }

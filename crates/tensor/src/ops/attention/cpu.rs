@@ -1,24 +1,63 @@
-//! Attention on the CPU. A forward task is one head and one tile of queries; a backward task is one query head of one
-//! sequence, whose key and value gradients are added over the heads of a group in order afterwards.
+//! Attention on the CPU. Keys and values are packed once for each sequence and head; a forward task is one head and one tile
+//! of queries; a backward task is one query head of one sequence, whose key and value gradients are added over the heads of
+//! a group in order afterwards.
 
 use std::ops::Range;
 
 use super::{AttentionSpec, Mask};
-use crate::dtype::DType;
+use crate::element::Element;
 use crate::error::Result;
-use crate::gemm::{Mat, MatMut, Threads, gemm};
+use crate::gemm::{Left, Mat, Pooled, Right, Tiles, Unit};
 use crate::gradients::Write;
-use crate::simd::{exp, max, multiversion, sum2};
-use crate::tensor::Tensor;
+use crate::simd::{exp, max, multiversion, sum_zip, sum2};
 use crate::threads::{self, Shared};
 
-/// Queries of a tile.
-pub(super) const QUERIES: usize = 64;
-/// Keys of a tile.
-pub(super) const KEYS: usize = 512;
+/// Panels of queries, and keys, of a forward tile: its scores stay in the first-level cache.
+const QUERY_PANELS: usize = 2;
+const KEYS: usize = 256;
+/// The same of a backward tile: products over its queries are deep enough.
+const BACKWARD_QUERY_PANELS: usize = 8;
+const BACKWARD_KEYS: usize = 128;
+
+/// A matrix of `[rows, heads * d]` inside of wider rows.
+#[derive(Clone, Copy)]
+pub(super) struct Rows<'a, E> {
+    /// From the first element on.
+    pub(super) data: &'a [E],
+    pub(super) stride: usize,
+}
+
+impl<'a, E: Element> Rows<'a, E> {
+    fn row(&self, row: usize, columns: Range<usize>) -> &'a [E] {
+        &self.data[row * self.stride..][columns]
+    }
+}
+
+/// The same for writing by tasks that own rows and columns of it.
+#[derive(Clone, Copy)]
+pub(super) struct RowsMut<'a, E> {
+    pub(super) data: Shared<'a, E>,
+    /// Column of the first element.
+    pub(super) start: usize,
+    pub(super) stride: usize,
+}
+
+impl<'a, E: Element> RowsMut<'a, E> {
+    /// # Safety
+    /// No other task writes to these columns of this row.
+    unsafe fn row(&self, row: usize, columns: Range<usize>) -> &'a mut [E] {
+        let at = row * self.stride + self.start;
+        // SAFETY: handed on to the caller.
+        unsafe { self.data.slice(at + columns.start..at + columns.end) }
+    }
+}
+
+/// Queries, keys and values: as matrices, `[rows, heads * d]`.
+pub(super) type Inputs<'a> = [Mat<'a>; 3];
 
 /// A tile of queries of one sequence.
 struct Tile {
+    sequence: usize,
     /// Query rows.
     queries: Range<usize>,
     /// Key rows of the whole sequence.
@@ -39,10 +78,10 @@ impl Tile {
         }
     }
 
-    /// The key rows that any query of the tile sees, in pieces.
-    fn key_tiles(&self) -> impl Iterator<Item = Range<usize>> {
+    /// The key rows that any query of the tile sees, in pieces of `step`.
+    fn key_tiles(&self, step: usize) -> impl Iterator<Item = Range<usize>> {
         let end = self.end(self.queries.end - 1);
-        (self.keys.start..end).step_by(KEYS).map(move |start| start..(start + KEYS).min(end))
+        (self.keys.start..end).step_by(step).map(move |start| start..(start + step).min(end))
     }
 
     /// How many of `keys`, from the first on, the i-th query sees.
@@ -52,12 +91,13 @@ impl Tile {
 }
 
 /// The tiles of one sequence, from its first query on.
-fn tiles(spec: &AttentionSpec, s: usize) -> impl Iterator<Item = Tile> {
-    let (q, keys) = (spec.cu_q[s]..spec.cu_q[s + 1], spec.cu_k[s]..spec.cu_k[s + 1]);
+fn tiles(spec: &AttentionSpec, sequence: usize, step: usize) -> impl Iterator<Item = Tile> {
+    let q = spec.cu_q[sequence]..spec.cu_q[sequence + 1];
+    let keys = spec.cu_k[sequence]..spec.cu_k[sequence + 1];
     let shift = (spec.mask == Mask::Causal).then_some(keys.end as isize - q.end as isize);
-    q.clone().step_by(QUERIES).map(move |start| {
-        let queries = start..(start + QUERIES).min(q.end);
-        Tile { queries, keys: keys.clone(), shift }
+    q.clone().step_by(step).map(move |start| {
+        let queries = start..(start + step).min(q.end);
+        Tile { sequence, queries, keys: keys.clone(), shift }
     })
 }
 
@@ -67,44 +107,106 @@ fn work(spec: &AttentionSpec) -> usize {
     pairs.sum::<usize>() * spec.num_heads * spec.head_dim
 }
 
-pub(super) fn forward(spec: &AttentionSpec, [q, k, v]: [&[f32]; 3], o: &mut [f32], lse: &mut [f32]) -> Result<()> {
+/// Right sides of every sequence and key/value head, packed once.
+struct PackedHeads<P> {
+    panels: Pooled<P>,
+    /// Where each sequence starts, for one head; the end of all at the end.
+    starts: Vec<usize>,
+    /// Units of the depth of each sequence's panels.
+    units: Vec<usize>,
+    num_heads: usize,
+    /// Whether keys are the columns, and the elements of a head the depth; the other way round otherwise.
+    by_key: bool,
+}
+
+impl<P: Unit> PackedHeads<P> {
+    fn new(tools: &Tiles<P>, spec: &AttentionSpec, x: Mat<'_>, by_key: bool) -> Result<PackedHeads<P>> {
+        let (d, num_heads) = (spec.head_dim, spec.num_kv_heads);
+        let (mut starts, mut units) = (vec![0], vec![]);
+        for keys in spec.cu_k.windows(2).map(|pair| pair[1] - pair[0]) {
+            let (cols, depth) = if by_key { (keys, d) } else { (d, keys) };
+            starts.push(starts[starts.len() - 1] + tools.right_size(cols, depth));
+            units.push(depth.div_ceil(P::DEPTHS));
+        }
+        let all = starts[starts.len() - 1];
+        let mut panels = Pooled::new(all * num_heads)?;
+        let shared = Shared::new(panels.get_mut());
+        threads::for_each_task((starts.len() - 1) * num_heads, x.num_rows() * x.num_cols(), |i| {
+            let (s, head) = (i / num_heads, i % num_heads);
+            let part = x.rows(spec.cu_k[s]..spec.cu_k[s + 1]).columns(head * d..(head + 1) * d);
+            // SAFETY: each task packs its own sequence and head.
+            let to = unsafe { shared.slice(head * all + starts[s]..head * all + starts[s + 1]) };
+            tools.pack_right(if by_key { part.t() } else { part }, to);
+        });
+        Ok(PackedHeads { panels, starts, units, num_heads, by_key })
+    }
+
+    /// The side of some keys, counted within the sequence; they start at a whole panel and an even number.
+    fn keys(&self, tools: &Tiles<P>, sequence: usize, head: usize, keys: Range<usize>, d: usize) -> Right<'_, P> {
+        debug_assert!(head < self.num_heads);
+        let all = self.starts[self.starts.len() - 1];
+        let at = head * all + self.starts[sequence];
+        let panel_units = self.units[sequence];
+        let panels = &self.panels.get()[at..head * all + self.starts[sequence + 1]];
+        match self.by_key {
+            true => {
+                debug_assert!(keys.start == tools.padded(keys.start));
+                let panels = &panels[keys.start * panel_units..];
+                Right { panels, cols: keys.len(), panel_units, first_unit: 0 }
+            }
+            false => Right { panels, cols: d, panel_units, first_unit: keys.start / P::DEPTHS },
+        }
+    }
+}
+
+/// Writes o and the log-sum-exp `[heads, queries]`.
+pub(super) fn forward<P: Unit, E: Element>(
+    spec: &AttentionSpec,
+    [q, k, v]: Inputs<'_>,
+    o: RowsMut<'_, E>,
+    lse: &mut [f32],
+) -> Result<()> {
+    let tools = Tiles::<P>::best();
     let (d, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
-    let (nq, nkv) = (spec.num_heads * d, spec.num_kv_heads * d);
-    let num_queries = o.len() / nq.max(1);
-    let all: Vec<Tile> = (0..spec.cu_q.len() - 1).flat_map(|s| tiles(spec, s)).collect();
-    let (o, lse) = (Shared::new(o), Shared::new(lse));
+    let num_queries = q.num_rows();
+    let (keys_packed, values_packed) =
+        (PackedHeads::new(&tools, spec, k, true)?, PackedHeads::new(&tools, spec, v, false)?);
+    let step = QUERY_PANELS * tools.rows();
+    let all: Vec<Tile> = (0..spec.cu_q.len() - 1).flat_map(|s| tiles(spec, s, step)).collect();
+    let lse = Shared::new(lse);
+    let width = tools.padded(d);
     threads::try_for_each_task(all.len() * spec.num_heads, work(spec), |i| {
         // Heads of a group follow each other, so that they find the keys in the cache.
         let (tile, head) = (&all[i / spec.num_heads], i % spec.num_heads);
-        let column = head / group * d;
         let rows = tile.queries.len();
-        let q_id = Mat::strided(&q[tile.queries.start * nq + head * d..], rows, d, nq);
         let at = head * num_queries + tile.queries.start;
         // SAFETY: the log-sum-exps of this head and tile belong to this task.
         let lse = unsafe { lse.slice(at..at + rows) };
-        let mut scores = Tensor::stale(&[QUERIES * KEYS], DType::F32)?;
-        let mut sums = Tensor::zeros(&[rows * d], DType::F32)?;
-        let (scores, sums) = (scores.f32s_mut()?, sums.f32s_mut()?);
-        let mut soft = [Running { max: f32::NEG_INFINITY, sum: 0.0 }; QUERIES];
-        for keys in tile.key_tiles() {
-            let n = keys.len();
-            let k_jd = Mat::strided(&k[keys.start * nkv + column..], n, d, nkv);
-            let v_jd = Mat::strided(&v[keys.start * nkv + column..], n, d, nkv);
-            let scores = &mut scores[..rows * n];
-            gemm(MatMut::new(scores, rows, n), Write::Replace, spec.scale, q_id, k_jd.t(), Threads::One)?;
+        let mut panels = Pooled::<P>::new(tools.left_size(step, d) + tools.left_size(step, KEYS))?;
+        let (q_panels, p_panels) = panels.get_mut().split_at_mut(tools.left_size(step, d));
+        let mut scratch = Pooled::<f32>::new(step * (KEYS + width))?;
+        let (scores, sums) = scratch.get_mut().split_at_mut(step * KEYS);
+        sums.fill(0.0);
+        let q = tools.pack_left(q.rows(tile.queries.clone()).columns(head * d..(head + 1) * d), q_panels);
+        let mut soft = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; rows];
+        for keys in tile.key_tiles(KEYS) {
+            let local = keys.start - tile.keys.start..keys.end - tile.keys.start;
+            let right = keys_packed.keys(&tools, tile.sequence, head / group, local.clone(), d);
+            tools.run(q, right, d.div_ceil(P::DEPTHS), scores, KEYS, Write::Replace, spec.scale);
             for (row, (soft, (scores, sums))) in
-                soft.iter_mut().zip(scores.chunks_exact_mut(n).zip(sums.chunks_exact_mut(d))).enumerate()
+                soft.iter_mut().zip(scores.chunks_exact_mut(KEYS).zip(sums.chunks_exact_mut(width))).enumerate()
             {
-                soften(scores, tile.visible(row, &keys), soft, sums);
+                soften(&mut scores[..keys.len()], tile.visible(row, &keys), soft, sums);
             }
-            gemm(MatMut::new(sums, rows, d), Write::Add, 1.0, Mat::new(scores, rows, n), v_jd, Threads::One)?;
+            let p = tools.pack_left(Mat::strided(scores, rows, keys.len(), KEYS), p_panels);
+            let right = values_packed.keys(&tools, tile.sequence, head / group, local, d);
+            tools.run(p, right, keys.len().div_ceil(P::DEPTHS), sums, width, Write::Add, 1.0);
         }
-        for (row, (sums, soft)) in sums.chunks_exact(d).zip(&soft).enumerate() {
-            let start = (tile.queries.start + row) * nq + head * d;
+        for (row, (sums, soft)) in sums.chunks_exact(width).zip(&soft).enumerate() {
             // SAFETY: the columns of this head in the rows of this tile belong to this task.
-            let o = unsafe { o.slice(start..start + d) };
+            let o = unsafe { o.row(tile.queries.start + row, head * d..(head + 1) * d) };
             let factor = if soft.sum > 0.0 { 1.0 / soft.sum } else { 0.0 };
-            o.iter_mut().zip(sums).for_each(|(o, s)| *o = s * factor);
+            scale_into(sums, factor, o);
             lse[row] = soft.max + soft.sum.ln();
         }
         Ok(())
@@ -140,76 +242,134 @@ multiversion! {
     }
 }
 
-pub(super) fn backward(
+multiversion! {
+    fn scale_into<E: Element>(from: &[f32], factor: f32, to: &mut [E]) {
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = E::narrow(x * factor));
+    }
+}
+
+/// What forward left for backward, and the gradient of o.
+pub(super) struct Kept<'a, E> {
+    pub(super) o: Rows<'a, E>,
+    pub(super) lse: &'a [f32],
+    pub(super) g: Rows<'a, E>,
+    /// The same gradient as a matrix.
+    pub(super) g_mat: Mat<'a>,
+}
+
+/// Writes the gradients of queries, keys and values.
+pub(super) fn backward<P: Unit, E: Element>(
     spec: &AttentionSpec,
-    [q, k, v]: [&[f32]; 3],
-    o: &[f32],
-    lse: &[f32],
-    g: &[f32],
-    [dq, dk, dv]: [&mut [f32]; 3],
+    [q, k, v]: Inputs<'_>,
+    kept: &Kept<'_, E>,
+    [dq, dk, dv]: [RowsMut<'_, E>; 3],
 ) -> Result<()> {
-    let (d, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
-    let (nq, nkv) = (spec.num_heads * d, spec.num_kv_heads * d);
-    let (num_queries, num_keys) = (dq.len() / nq.max(1), dk.len() / nkv.max(1));
+    let tools = Tiles::<P>::best();
+    let (num_queries, num_keys) = (q.num_rows(), k.num_rows());
+    let sides = BackwardSides {
+        keys_by_key: PackedHeads::new(&tools, spec, k, true)?,
+        values_by_key: PackedHeads::new(&tools, spec, v, true)?,
+        keys: PackedHeads::new(&tools, spec, k, false)?,
+    };
+    let width = tools.padded(spec.head_dim);
+    // Key and value gradients of each query head, contiguous: [head, key, width].
+    let size = spec.num_heads * num_keys * width;
+    let (mut dk_heads, mut dv_heads) = (Pooled::<f32>::new(size)?, Pooled::<f32>::new(size)?);
+    let (dk_shared, dv_shared) = (Shared::new(dk_heads.get_mut()), Shared::new(dv_heads.get_mut()));
     let num_sequences = spec.cu_q.len() - 1;
-    // Key and value gradients of each query head, contiguous: [head, key, d].
-    let mut dk_heads = Tensor::stale(&[spec.num_heads, num_keys, d], DType::F32)?;
-    let mut dv_heads = Tensor::stale(&[spec.num_heads, num_keys, d], DType::F32)?;
-    let (dk_shared, dv_shared) = (Shared::new(dk_heads.f32s_mut()?), Shared::new(dv_heads.f32s_mut()?));
-    let dq = Shared::new(dq);
     threads::try_for_each_task(num_sequences * spec.num_heads, work(spec), |i| {
-        let (s, head) = (i / spec.num_heads, i % spec.num_heads);
-        let column = head / group * d;
-        let at = (head * num_keys + spec.cu_k[s]) * d..(head * num_keys + spec.cu_k[s + 1]) * d;
+        let (sequence, head) = (i / spec.num_heads, i % spec.num_heads);
+        let keys = spec.cu_k[sequence]..spec.cu_k[sequence + 1];
+        let at = (head * num_keys + keys.start) * width..(head * num_keys + keys.end) * width;
         // SAFETY: the keys of this sequence and head belong to this task.
         let (dk, dv) = unsafe { (dk_shared.slice(at.clone()), dv_shared.slice(at)) };
+        BackwardTask { tools: &tools, spec, q, kept, sides: &sides, sequence, head, num_queries }.run(dq, dk, dv)
+    })?;
+    for (from, to) in [(dk_heads, dk), (dv_heads, dv)] {
+        add_heads(spec, from.get(), num_keys, width, to);
+    }
+    Ok(())
+}
+
+struct BackwardSides<P> {
+    keys_by_key: PackedHeads<P>,
+    values_by_key: PackedHeads<P>,
+    keys: PackedHeads<P>,
+}
+
+/// One query head of one sequence.
+struct BackwardTask<'a, P, E> {
+    tools: &'a Tiles<P>,
+    spec: &'a AttentionSpec,
+    q: Mat<'a>,
+    kept: &'a Kept<'a, E>,
+    sides: &'a BackwardSides<P>,
+    sequence: usize,
+    head: usize,
+    num_queries: usize,
+}
+
+impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
+    fn run(&self, dq: RowsMut<'_, E>, dk: &mut [f32], dv: &mut [f32]) -> Result<()> {
+        let (tools, spec, kept, d) = (self.tools, self.spec, self.kept, self.spec.head_dim);
+        let (step, width, units) = (BACKWARD_QUERY_PANELS * tools.rows(), tools.padded(d), d.div_ceil(P::DEPTHS));
+        let (head, kv_head) = (self.head, self.head / (spec.num_heads / spec.num_kv_heads));
+        let columns = head * d..(head + 1) * d;
         dk.fill(0.0);
         dv.fill(0.0);
-        let mut tile_scratch = Tensor::stale(&[2 * QUERIES * KEYS + QUERIES * d], DType::F32)?;
-        let (p, rest) = tile_scratch.f32s_mut()?.split_at_mut(QUERIES * KEYS);
-        let (ds, dq_tile) = rest.split_at_mut(QUERIES * KEYS);
-        for tile in tiles(spec, s) {
+        let mut scratch = Pooled::<f32>::new(2 * step * BACKWARD_KEYS + step * width)?;
+        let (p, rest) = scratch.get_mut().split_at_mut(step * BACKWARD_KEYS);
+        let (ds, dq_tile) = rest.split_at_mut(step * BACKWARD_KEYS);
+        let mut q_left = Pooled::<P>::new(tools.left_size(step, d))?;
+        let mut g_left = Pooled::<P>::new(tools.left_size(step, d))?;
+        let mut q_right = Pooled::<P>::new(tools.right_size(d, step))?;
+        let mut g_right = Pooled::<P>::new(tools.right_size(d, step))?;
+        let mut by_key = Pooled::<P>::new(tools.left_size(BACKWARD_KEYS, step))?;
+        let mut by_query = Pooled::<P>::new(tools.left_size(step, BACKWARD_KEYS))?;
+        for tile in tiles(spec, self.sequence, step) {
             let rows = tile.queries.len();
-            let first = tile.queries.start * nq + head * d;
-            let q_id = Mat::strided(&q[first..], rows, d, nq);
-            let g_id = Mat::strided(&g[first..], rows, d, nq);
-            let mut dots = [0f32; QUERIES];
-            for (row, dot) in dots.iter_mut().take(rows).enumerate() {
-                let range = first + row * nq..first + row * nq + d;
-                *dot = sum2(&g[range.clone()], &o[range], |g, o| g * o);
-            }
-            let lse = &lse[head * num_queries + tile.queries.start..][..rows];
-            let dq_tile = &mut dq_tile[..rows * d];
+            let q = self.q.rows(tile.queries.clone()).columns(columns.clone());
+            let g = kept.g_mat.rows(tile.queries.clone()).columns(columns.clone());
+            let (q_side, g_side) = (tools.pack_left(q, q_left.get_mut()), tools.pack_left(g, g_left.get_mut()));
+            tools.pack_right(q, q_right.get_mut());
+            tools.pack_right(g, g_right.get_mut());
+            let side = |panels| Right { panels, cols: d, panel_units: rows.div_ceil(P::DEPTHS), first_unit: 0 };
+            let (q_right, g_right): (Right<'_, P>, Right<'_, P>) = (side(q_right.get()), side(g_right.get()));
+            let dots: Vec<f32> = tile
+                .queries
+                .clone()
+                .map(|row| dot(kept.g.row(row, columns.clone()), kept.o.row(row, columns.clone())))
+                .collect();
+            let lse = &kept.lse[head * self.num_queries + tile.queries.start..][..rows];
             dq_tile.fill(0.0);
-            for keys in tile.key_tiles() {
-                let n = keys.len();
-                let k_jd = Mat::strided(&k[keys.start * nkv + column..], n, d, nkv);
-                let v_jd = Mat::strided(&v[keys.start * nkv + column..], n, d, nkv);
-                let (p, ds) = (&mut p[..rows * n], &mut ds[..rows * n]);
-                gemm(MatMut::new(p, rows, n), Write::Replace, spec.scale, q_id, k_jd.t(), Threads::One)?;
-                gemm(MatMut::new(ds, rows, n), Write::Replace, 1.0, g_id, v_jd.t(), Threads::One)?;
-                for (row, (p, ds)) in p.chunks_exact_mut(n).zip(ds.chunks_exact_mut(n)).enumerate() {
-                    score_gradient(p, ds, tile.visible(row, &keys), lse[row], dots[row]);
+            for keys in tile.key_tiles(BACKWARD_KEYS) {
+                let (n, first) = (keys.len(), keys.start - tile.keys.start);
+                let local = first..first + n;
+                let keys_side = self.sides.keys_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
+                tools.run(q_side, keys_side, units, p, BACKWARD_KEYS, Write::Replace, spec.scale);
+                let values_side = self.sides.values_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
+                tools.run(g_side, values_side, units, ds, BACKWARD_KEYS, Write::Replace, 1.0);
+                let scores = p.chunks_exact_mut(BACKWARD_KEYS).zip(ds.chunks_exact_mut(BACKWARD_KEYS)).take(rows);
+                for (row, (p, ds)) in scores.enumerate() {
+                    score_gradient(&mut p[..n], &mut ds[..n], tile.visible(row, &keys), lse[row], dots[row]);
                 }
-                let (p, ds) = (Mat::new(p, rows, n), Mat::new(ds, rows, n));
-                let local = (keys.start - tile.keys.start) * d..(keys.end - tile.keys.start) * d;
-                gemm(MatMut::new(&mut dv[local.clone()], n, d), Write::Add, 1.0, p.t(), g_id, Threads::One)?;
-                gemm(MatMut::new(&mut dk[local], n, d), Write::Add, spec.scale, ds.t(), q_id, Threads::One)?;
-                gemm(MatMut::new(dq_tile, rows, d), Write::Add, spec.scale, ds, k_jd, Threads::One)?;
+                let (p, ds) = (Mat::strided(p, rows, n, BACKWARD_KEYS), Mat::strided(ds, rows, n, BACKWARD_KEYS));
+                let (depth, at) = (rows.div_ceil(P::DEPTHS), first * width..(first + n) * width);
+                let left: Left<'_, P> = tools.pack_left(p.t(), by_key.get_mut());
+                tools.run(left, g_right, depth, &mut dv[at.clone()], width, Write::Add, 1.0);
+                let left = tools.pack_left(ds.t(), by_key.get_mut());
+                tools.run(left, q_right, depth, &mut dk[at], width, Write::Add, spec.scale);
+                let left = tools.pack_left(ds, by_query.get_mut());
+                let keys_side = self.sides.keys.keys(tools, tile.sequence, kv_head, local, d);
+                tools.run(left, keys_side, n.div_ceil(P::DEPTHS), dq_tile, width, Write::Add, spec.scale);
             }
-            for (row, dq_row) in dq_tile.chunks_exact(d).enumerate() {
-                let start = first + row * nq;
+            for (row, from) in tile.queries.zip(dq_tile.chunks_exact(width)) {
                 // SAFETY: the columns of this head in the rows of this sequence belong to this task.
-                unsafe { dq.slice(start..start + d) }.copy_from_slice(dq_row);
+                scale_into(from, 1.0, unsafe { dq.row(row, columns.clone()) });
             }
         }
         Ok(())
-    })?;
-    for (from, to) in [(dk_heads, dk), (dv_heads, dv)] {
-        let from = from.f32s()?;
-        threads::for_each_rows(to, nkv, |rows, to| add_heads(from, num_keys, d, group, rows, to));
     }
-    Ok(())
 }
 
 multiversion! {
@@ -226,16 +386,28 @@ multiversion! {
     }
 }
 
+multiversion! {
+    fn dot<E: Element>(g: &[E], o: &[E]) -> f32 {
+        sum_zip(g, o, |g, o| g.wide() * o.wide())
+    }
+}
+
 /// The gradient of each key row `[nkv * d]` as the sum over the query heads of its group, in order.
-fn add_heads(from: &[f32], num_keys: usize, d: usize, group: usize, rows: Range<usize>, to: &mut [f32]) {
-    let nkv = to.len() / rows.len().max(1);
-    for (row, to) in rows.zip(to.chunks_exact_mut(nkv)) {
-        for (kv, to) in to.chunks_exact_mut(d).enumerate() {
-            let part = |head: usize| &from[(head * num_keys + row) * d..][..d];
-            to.copy_from_slice(part(kv * group));
-            for head in kv * group + 1..(kv + 1) * group {
-                to.iter_mut().zip(part(head)).for_each(|(to, x)| *to += x);
+fn add_heads<E: Element>(spec: &AttentionSpec, from: &[f32], num_keys: usize, width: usize, to: RowsMut<'_, E>) {
+    let (d, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads);
+    let (num_pieces, piece) = threads::row_pieces(num_keys, spec.num_heads * d);
+    threads::for_each_task(num_pieces, num_keys * spec.num_heads * d, |i| {
+        let mut sums = vec![0f32; d];
+        for row in piece(i) {
+            for kv in 0..spec.num_kv_heads {
+                sums.fill(0.0);
+                for head in kv * group..(kv + 1) * group {
+                    let part = &from[(head * num_keys + row) * width..][..d];
+                    sums.iter_mut().zip(part).for_each(|(sum, x)| *sum += x);
+                }
+                // SAFETY: the rows of a piece belong to its task.
+                scale_into(&sums, 1.0, unsafe { to.row(row, kv * d..(kv + 1) * d) });
             }
         }
-    }
+    });
 }

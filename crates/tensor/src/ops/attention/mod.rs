@@ -1,12 +1,13 @@
 //! Attention over ragged packed sequences: o = softmax(scale * q.k^T).v for every head and sequence.
 //!
-//! q `[tq, nq * d]`, k and v `[tk, nkv * d]`, o `[tq, nq * d]`, all f32; query head h reads key/value head
-//! h / (nq / nkv). `cu_q` and `cu_k` give where each sequence starts in the rows; a sequence may have different numbers
+//! q `[tq, nq * d]`, k and v `[tk, nkv * d]`, o `[tq, nq * d]`, all f32 or all bf16; query head h reads key/value head
+//! h / (nq / nkv). Products are of the inputs' dtype (probabilities are rounded to bf16 with bf16 inputs), scores, softmax
+//! and sums f32. `cu_q` and `cu_k` give where each sequence starts in the rows; a sequence may have different numbers
 //! of queries and keys. Causal masks are aligned at the end (the last query sees the last key). A query that sees no
 //! key gives 0. Softmax in f32 with the maximum subtracted.
 //!
-//! Kept: q, k, v, o and the log-sum-exp of each query and head; scores live in a tile of [`cpu::QUERIES`] by
-//! [`cpu::KEYS`] and are computed again in backward (Dao et al. 2022): with p = exp(scale q.k - lse),
+//! Kept: q, k, v, o and the log-sum-exp of each query and head; scores live in a tile
+//! of a few queries by a few hundred keys and are computed again in backward (Dao et al. 2022): with p = exp(scale q.k - lse),
 //! D = sum of do * o, ds = p * (do.v - D): dv = p^T.do, dq = scale ds.k, dk = scale ds^T.q.
 //! Tiles that a causal mask hides wholly are skipped.
 
@@ -19,9 +20,13 @@ mod tests;
 use std::sync::Arc;
 
 use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::gemm::{Arithmetic, Mat, with_units};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
+use crate::threads::Shared;
+use cpu::{Kept, Rows, RowsMut};
 
 /// Which keys a query sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,23 +57,37 @@ pub struct AttentionSpec {
 }
 
 impl AttentionSpec {
+    fn widths(&self) -> [usize; 3] {
+        [self.num_heads, self.num_kv_heads, self.num_kv_heads].map(|heads| heads * self.head_dim)
+    }
+
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
         let op = "attention";
-        let heads = format!("{} query heads and {} key/value heads", self.num_heads, self.num_kv_heads);
-        if self.num_kv_heads == 0 || self.head_dim == 0 || !self.num_heads.is_multiple_of(self.num_kv_heads) {
-            return Err(Error::argument(op, format!("{heads} of {} elements do not fit together", self.head_dim)));
-        }
-        for (what, x, heads) in [("q", q, self.num_heads), ("k", k, self.num_kv_heads), ("v", v, self.num_kv_heads)] {
-            let width = heads * self.head_dim;
+        self.check_heads()?;
+        for ((what, x), width) in [("q", q), ("k", k), ("v", v)].into_iter().zip(self.widths()) {
             if x.shape().len() != 2 || x.shape()[1] != width {
                 return Err(Error::shape(op, what, format!("[t, {width}]"), x.shape()));
             }
-            x.f32s()?;
+            with_element!(op, what, q.dtype(), E => { E::of(x)?; });
         }
         if k.shape() != v.shape() {
             return Err(Error::shape(op, "v", format!("{:?}, as k", k.shape()), v.shape()));
         }
-        for (what, cu, rows) in [("cu_q", &self.cu_q, q.shape()[0]), ("cu_k", &self.cu_k, k.shape()[0])] {
+        self.check_rows(q.shape()[0], k.shape()[0])
+    }
+
+    fn check_heads(&self) -> Result<()> {
+        let heads = format!("{} query heads and {} key/value heads", self.num_heads, self.num_kv_heads);
+        if self.num_kv_heads == 0 || self.head_dim == 0 || !self.num_heads.is_multiple_of(self.num_kv_heads) {
+            let reason = format!("{heads} of {} elements do not fit together", self.head_dim);
+            return Err(Error::argument("attention", reason));
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self, num_queries: usize, num_keys: usize) -> Result<()> {
+        let op = "attention";
+        for (what, cu, rows) in [("cu_q", &self.cu_q, num_queries), ("cu_k", &self.cu_k, num_keys)] {
             let ordered = cu.first() == Some(&0) && cu.windows(2).all(|pair| pair[0] <= pair[1]);
             if !ordered || cu.last() != Some(&rows) {
                 let reason = format!("`{what}` must rise from 0 to {rows}, found {cu:?}");
@@ -83,49 +102,125 @@ impl AttentionSpec {
     }
 }
 
+/// Where queries, keys and values stand.
+enum Layout {
+    /// In three tensors.
+    Apart([Tensor; 3]),
+    /// Side by side in the columns of one.
+    Together(Tensor),
+}
+
+impl Layout {
+    fn dtype(&self) -> DType {
+        match self {
+            Layout::Apart([q, ..]) => q.dtype(),
+            Layout::Together(x) => x.dtype(),
+        }
+    }
+
+    fn num_queries(&self) -> usize {
+        match self {
+            Layout::Apart([q, ..]) => q.shape()[0],
+            Layout::Together(x) => x.shape()[0],
+        }
+    }
+
+    fn mats(&self, widths: [usize; 3]) -> Result<[Mat<'_>; 3]> {
+        Ok(match self {
+            Layout::Apart([q, k, v]) => [Mat::of(q)?, Mat::of(k)?, Mat::of(v)?],
+            Layout::Together(x) => {
+                let (x, [q, k, _]) = (Mat::of(x)?, widths);
+                [x.columns(0..q), x.columns(q..q + k), x.columns(q + k..x.num_cols())]
+            }
+        })
+    }
+
+    /// Tensors for the gradients, laid out in the same way.
+    fn gradients(&self) -> Result<Vec<Tensor>> {
+        match self {
+            Layout::Apart(all) => all.iter().map(|x| Tensor::stale(x.shape(), x.dtype())).collect(),
+            Layout::Together(x) => Ok(vec![Tensor::stale(x.shape(), x.dtype())?]),
+        }
+    }
+
+    fn backward(&self, spec: &AttentionSpec, o: &Tensor, lse: &Tensor, g: &Tensor) -> Result<Vec<Tensor>> {
+        let mut gradients = self.gradients()?;
+        let widths = spec.widths();
+        with_element!("attention", "q", self.dtype(), E => {
+            let mut rows = vec![];
+            for tensor in &mut gradients {
+                let stride = tensor.shape()[1];
+                rows.push(RowsMut { data: Shared::new(E::of_mut(tensor)?), start: 0, stride });
+            }
+            let to = match rows[..] {
+                [q, k, v] => [q, k, v],
+                _ => [0, widths[0], widths[0] + widths[1]].map(|start| RowsMut { start, ..rows[0] }),
+            };
+            let kept = Kept {
+                o: Rows { data: E::of(o)?, stride: widths[0] },
+                lse: lse.f32s()?,
+                g: Rows { data: E::of(g)?, stride: widths[0] },
+                g_mat: Mat::of(g)?,
+            };
+            let arithmetic = Arithmetic::of(self.dtype());
+            with_units!(arithmetic, P => cpu::backward::<P, E>(spec, self.mats(widths)?, &kept, to))?;
+        });
+        Ok(gradients)
+    }
+}
+
 impl Tape {
     /// softmax(scale * q.k^T).v by head and sequence; q `[tq, nq * d]`, k and v `[tk, nkv * d]`.
     pub fn attention(&self, q: &Var, k: &Var, v: &Var, spec: &AttentionSpec) -> Result<Var> {
         let places =
-            [self.place("attention", "q", q)?, self.place("attention", "k", k)?, self.place("attention", "v", v)?];
+            vec![self.place("attention", "q", q)?, self.place("attention", "k", k)?, self.place("attention", "v", v)?];
         spec.check(q.value(), k.value(), v.value())?;
-        let inputs = [q.value().clone(), k.value().clone(), v.value().clone()];
-        let (o, lse) = run(spec, &inputs)?;
-        if places == [None; 3] {
+        self.attend(Layout::Apart([q.value().clone(), k.value().clone(), v.value().clone()]), places, spec)
+    }
+
+    /// As [`Tape::attention`] of one tensor `[t, (nq + 2 nkv) * d]` that holds queries, keys and values side by side.
+    pub fn self_attention(&self, qkv: &Var, spec: &AttentionSpec) -> Result<Var> {
+        let op = "attention";
+        let places = vec![self.place(op, "qkv", qkv)?];
+        spec.check_heads()?;
+        let width = spec.widths().iter().sum::<usize>();
+        let [t, found] = *qkv.shape() else {
+            return Err(Error::shape(op, "qkv", format!("[t, {width}]"), qkv.shape()));
+        };
+        if found != width {
+            return Err(Error::shape(op, "qkv", format!("[t, {width}]"), qkv.shape()));
+        }
+        with_element!(op, "qkv", qkv.value().dtype(), E => { E::of(qkv.value())?; });
+        spec.check_rows(t, t)?;
+        self.attend(Layout::Together(qkv.value().clone()), places, spec)
+    }
+
+    fn attend(&self, layout: Layout, places: Vec<Option<usize>>, spec: &AttentionSpec) -> Result<Var> {
+        let (o, lse) = run(spec, &layout)?;
+        if places.iter().all(Option::is_none) {
             return Ok(self.constant(o));
         }
         let (spec, kept) = (spec.clone(), o.clone());
         Ok(self.push_op(o, move |g, sweep| {
-            let mut grads = [
-                Tensor::stale(inputs[0].shape(), DType::F32)?,
-                Tensor::stale(inputs[1].shape(), DType::F32)?,
-                Tensor::stale(inputs[2].shape(), DType::F32)?,
-            ];
-            let [dq, dk, dv] = &mut grads;
-            let to = [dq.f32s_mut()?, dk.f32s_mut()?, dv.f32s_mut()?];
-            cpu::backward(&spec, elements(&inputs)?, kept.f32s()?, lse.f32s()?, g.f32s()?, to)?;
-            for (place, grad) in places.into_iter().zip(grads) {
-                sweep.give(place, grad)?;
+            let gradients = layout.backward(&spec, &kept, &lse, &g)?;
+            drop((layout, kept, g));
+            for (place, gradient) in places.into_iter().zip(gradients) {
+                sweep.give(place, gradient)?;
             }
             Ok(())
         }))
     }
 }
 
-/// Attention of plain tensors.
-pub(crate) fn without_gradient(spec: &AttentionSpec, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<Tensor> {
-    spec.check(q, k, v)?;
-    Ok(run(spec, &[q.clone(), k.clone(), v.clone()])?.0)
-}
-
 /// o and the log-sum-exp `[heads, tq]` of checked inputs.
-fn run(spec: &AttentionSpec, inputs: &[Tensor; 3]) -> Result<(Tensor, Tensor)> {
-    let mut o = Tensor::stale(inputs[0].shape(), DType::F32)?;
-    let mut lse = Tensor::stale(&[spec.num_heads, inputs[0].shape()[0]], DType::F32)?;
-    cpu::forward(spec, elements(inputs)?, o.f32s_mut()?, lse.f32s_mut()?)?;
+fn run(spec: &AttentionSpec, inputs: &Layout) -> Result<(Tensor, Tensor)> {
+    let (num_queries, widths) = (inputs.num_queries(), spec.widths());
+    let mut o = Tensor::stale(&[num_queries, widths[0]], inputs.dtype())?;
+    let mut lse = Tensor::stale(&[spec.num_heads, num_queries], DType::F32)?;
+    with_element!("attention", "q", inputs.dtype(), E => {
+        let rows = RowsMut { data: Shared::new(E::of_mut(&mut o)?), start: 0, stride: widths[0] };
+        let arithmetic = Arithmetic::of(inputs.dtype());
+        with_units!(arithmetic, P => cpu::forward::<P, E>(spec, inputs.mats(widths)?, rows, lse.f32s_mut()?))?;
+    });
     Ok((o, lse))
-}
-
-fn elements(inputs: &[Tensor; 3]) -> Result<[&[f32]; 3]> {
-    Ok([inputs[0].f32s()?, inputs[1].f32s()?, inputs[2].f32s()?])
 }

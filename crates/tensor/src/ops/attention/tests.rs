@@ -2,8 +2,15 @@
 
 use std::sync::Arc;
 
-use super::{AttentionSpec, Mask, cpu, reference};
+use super::cpu::{self, Kept, Rows, RowsMut};
+use super::{AttentionSpec, Mask, reference};
+use crate::gemm::Mat;
 use crate::ops::testing::{agree, random};
+use crate::threads::Shared;
+
+fn rows_mut(data: &mut [f32], stride: usize) -> RowsMut<'_, f32> {
+    RowsMut { data: Shared::new(data), start: 0, stride }
+}
 
 #[test]
 fn kernel_agrees_with_reference() {
@@ -31,10 +38,14 @@ fn check(spec: &AttentionSpec) {
     let (k, v) = (random(2, rows(&spec.cu_k) * nkv), random(3, rows(&spec.cu_k) * nkv));
     let g = random(4, q.len());
     let (mut o, mut lse) = (vec![f32::NAN; q.len()], vec![f32::NAN; rows(&spec.cu_q) * spec.num_heads]);
-    cpu::forward(spec, [&q, &k, &v], &mut o, &mut lse).unwrap();
+    let mats = || [(&q, nq), (&k, nkv), (&v, nkv)].map(|(x, width)| Mat::new(x, x.len() / width, width));
+    cpu::forward::<f32, f32>(spec, mats(), rows_mut(&mut o, nq), &mut lse).unwrap();
     assert!(agree(&o, &reference::forward(spec, &q, &k, &v), 3e-6), "{spec:?}: output");
     let (mut dq, mut dk, mut dv) = (vec![f32::NAN; q.len()], vec![f32::NAN; k.len()], vec![f32::NAN; v.len()]);
-    cpu::backward(spec, [&q, &k, &v], &o, &lse, &g, [&mut dq, &mut dk, &mut dv]).unwrap();
+    let side = |data| Rows { data, stride: nq };
+    let kept = Kept { o: side(&o), lse: &lse, g: side(&g), g_mat: Mat::new(&g, g.len() / nq, nq) };
+    let to = [rows_mut(&mut dq, nq), rows_mut(&mut dk, nkv), rows_mut(&mut dv, nkv)];
+    cpu::backward::<f32, f32>(spec, mats(), &kept, to).unwrap();
     let expected = reference::backward(spec, &q, &k, &v, &g);
     for ((name, found), expected) in [("dq", dq), ("dk", dk), ("dv", dv)].into_iter().zip(expected) {
         assert!(agree(&found, &expected, 5e-6), "{spec:?}: {name}");

@@ -1,18 +1,18 @@
-//! Joining and cutting of `[t, n]` f32 matrices by rows and by columns.
+//! Joining and cutting of `[t, n]` matrices of f32 or bf16 by rows and by columns.
 //!
 //! Backward cuts the gradient where parts were joined, and pads it with zeros where a part was cut out. A slice of rows
 //! shares its buffer; everything else copies. Nothing is kept.
 
 use std::ops::Range;
 
-use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
 fn matrix(op: &'static str, what: &'static str, x: &Var) -> Result<[usize; 2]> {
-    x.value().f32s()?;
+    with_element!(op, what, x.value().dtype(), E => { E::of(x.value())?; });
     match *x.shape() {
         [t, n] => Ok([t, n]),
         _ => Err(Error::shape(op, what, "[t, n]", x.shape())),
@@ -33,10 +33,12 @@ impl Tape {
             places.push((self.place("concat_rows", "parts", part)?, total..total + t));
             total += t;
         }
-        let mut y = Tensor::stale(&[total, n], DType::F32)?;
-        for (part, (_, rows)) in parts.iter().zip(&places) {
-            y.f32s_mut()?[rows.start * n..rows.end * n].copy_from_slice(part.value().f32s()?);
-        }
+        let mut y = Tensor::stale(&[total, n], first.value().dtype())?;
+        with_element!("concat_rows", "parts", y.dtype(), E => {
+            for (part, (_, rows)) in parts.iter().zip(&places) {
+                E::of_mut(&mut y)?[rows.start * n..rows.end * n].copy_from_slice(E::of(part.value())?);
+            }
+        });
         if places.iter().all(|(place, _)| place.is_none()) {
             return Ok(self.constant(y));
         }
@@ -58,12 +60,15 @@ impl Tape {
         let y = x.value().rows(range.start, range.end)?;
         let Some(place) = place else { return Ok(self.constant(y)) };
         Ok(self.push_op(y, move |g, sweep| {
-            sweep.write(place, &[t, n], |dx, write| {
-                if write == Write::Replace {
-                    dx.fill(0.0);
-                }
-                let to = &mut dx[range.start * n..range.end * n];
-                to.iter_mut().zip(g.f32s()?).for_each(|(to, g)| *to += g);
+            sweep.write_as(place, &[t, n], g.dtype(), |dx, write| {
+                with_element!("slice_rows", "x", g.dtype(), E => {
+                    let dx = E::of_mut(dx)?;
+                    if write == Write::Replace {
+                        dx.fill(E::narrow(0.0));
+                    }
+                    let to = &mut dx[range.start * n..range.end * n];
+                    to.iter_mut().zip(E::of(&g)?).for_each(|(to, g)| *to = E::narrow(to.wide() + g.wide()));
+                });
                 Ok(())
             })
         }))
@@ -82,12 +87,14 @@ impl Tape {
             places.push((self.place("concat_cols", "parts", part)?, total..total + n));
             total += n;
         }
-        let mut y = Tensor::stale(&[t, total], DType::F32)?;
-        for (part, (_, columns)) in parts.iter().zip(&places) {
-            let n = columns.len();
-            let to = y.f32s_mut()?;
-            copy_columns(part.value().f32s()?, n, 0, to, total, columns.start, n, Write::Replace);
-        }
+        let mut y = Tensor::stale(&[t, total], first.value().dtype())?;
+        with_element!("concat_cols", "parts", y.dtype(), E => {
+            for (part, (_, columns)) in parts.iter().zip(&places) {
+                let n = columns.len();
+                let to = E::of_mut(&mut y)?;
+                copy_columns(E::of(part.value())?, n, 0, to, total, columns.start, n, Write::Replace);
+            }
+        });
         if places.iter().all(|(place, _)| place.is_none()) {
             return Ok(self.constant(y));
         }
@@ -95,8 +102,10 @@ impl Tape {
             for (place, columns) in places {
                 let Some(place) = place else { continue };
                 let n = columns.len();
-                sweep.write(place, &[t, n], |dx, write| {
-                    copy_columns(g.f32s()?, total, columns.start, dx, n, 0, n, write);
+                sweep.write_as(place, &[t, n], g.dtype(), |dx, write| {
+                    with_element!("concat_cols", "parts", g.dtype(), E => {
+                        copy_columns(E::of(&g)?, total, columns.start, E::of_mut(dx)?, n, 0, n, write);
+                    });
                     Ok(())
                 })?;
             }
@@ -112,15 +121,20 @@ impl Tape {
             return Err(Error::argument("slice_cols", format!("{range:?} is not inside of 0..{total}")));
         }
         let n = range.len();
-        let mut y = Tensor::stale(&[t, n], DType::F32)?;
-        copy_columns(x.value().f32s()?, total, range.start, y.f32s_mut()?, n, 0, n, Write::Replace);
+        let mut y = Tensor::stale(&[t, n], x.value().dtype())?;
+        with_element!("slice_cols", "x", y.dtype(), E => {
+            copy_columns(E::of(x.value())?, total, range.start, E::of_mut(&mut y)?, n, 0, n, Write::Replace);
+        });
         let Some(place) = place else { return Ok(self.constant(y)) };
         Ok(self.push_op(y, move |g, sweep| {
-            sweep.write(place, &[t, total], |dx, write| {
-                if write == Write::Replace {
-                    dx.fill(0.0);
-                }
-                copy_columns(g.f32s()?, n, 0, dx, total, range.start, n, Write::Add);
+            sweep.write_as(place, &[t, total], g.dtype(), |dx, write| {
+                with_element!("slice_cols", "x", g.dtype(), E => {
+                    let dx = E::of_mut(dx)?;
+                    if write == Write::Replace {
+                        dx.fill(E::narrow(0.0));
+                    }
+                    copy_columns(E::of(&g)?, n, 0, dx, total, range.start, n, Write::Add);
+                });
                 Ok(())
             })
         }))
@@ -128,11 +142,11 @@ impl Tape {
 }
 
 /// Copies or adds `n` columns of each row, from column `from_start` of rows of `from_width` to another such place.
-fn copy_columns(
-    from: &[f32],
+fn copy_columns<E: Element>(
+    from: &[E],
     from_width: usize,
     from_start: usize,
-    to: &mut [f32],
+    to: &mut [E],
     to_width: usize,
     to_start: usize,
     n: usize,
@@ -145,7 +159,7 @@ fn copy_columns(
         let (from, to) = (&from[from_start..][..n], &mut to[to_start..][..n]);
         match write {
             Write::Replace => to.copy_from_slice(from),
-            Write::Add => to.iter_mut().zip(from).for_each(|(to, from)| *to += from),
+            Write::Add => to.iter_mut().zip(from).for_each(|(to, from)| *to = E::narrow(to.wide() + from.wide())),
         }
     }
 }

@@ -1,9 +1,9 @@
 //! Dropout: y = x * keep / (1 - p), keep in {0, 1} with probability 1 - p, as `torch.nn.functional.dropout`.
 //!
 //! The mask is a function of seed, step, the operator's ordinal on its tape and the element's index, so that backward
-//! and recompute draw it again instead of keeping it. f32 in, f32 out, any shape. Off on an inference tape.
+//! and recompute draw it again instead of keeping it. f32 or bf16, the same in and out, any shape. Off on an inference tape.
 
-use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::rng::Stream;
@@ -36,19 +36,19 @@ impl Dropout {
     }
 
     /// to (+)= mask(from).
-    pub(crate) fn apply(&self, from: &[f32], to: &mut [f32], write: Write) {
+    pub(crate) fn apply<E: Element>(&self, from: &[E], to: &mut [E], write: Write) {
         threads::for_each_rows(to, 1, |range, to| apply_piece(self, range.start, &from[range], to, write));
     }
 }
 
 multiversion! {
     /// Pieces start at multiples of 4, the width of a random block.
-    fn apply_piece(mask: &Dropout, start: usize, from: &[f32], to: &mut [f32], write: Write) {
+    fn apply_piece<E: Element>(mask: &Dropout, start: usize, from: &[E], to: &mut [E], write: Write) {
         for (i, (to, from)) in to.chunks_mut(4).zip(from.chunks(4)).enumerate() {
             let words = mask.stream.block((start / 4 + i) as u64);
             for ((to, &x), word) in to.iter_mut().zip(from).zip(words) {
-                let y = if word < mask.threshold { 0.0 } else { x * mask.scale };
-                *to = if write == Write::Add { *to + y } else { y };
+                let y = if word < mask.threshold { 0.0 } else { x.wide() * mask.scale };
+                *to = E::narrow(if write == Write::Add { to.wide() + y } else { y });
             }
         }
     }
@@ -59,13 +59,14 @@ impl Tape {
     pub fn dropout(&self, x: &Var, p: f32) -> Result<Var> {
         let place = self.place("dropout", "x", x)?;
         let Some(mask) = Dropout::next(self, p)? else { return Ok(x.clone()) };
-        let mut y = Tensor::stale(x.shape(), DType::F32)?;
-        mask.apply(x.value().f32s()?, y.f32s_mut()?, Write::Replace);
+        let dtype = x.value().dtype();
+        let mut y = Tensor::stale(x.shape(), dtype)?;
+        with_element!("dropout", "x", dtype, E => mask.apply(E::of(x.value())?, E::of_mut(&mut y)?, Write::Replace));
         let Some(place) = place else { return Ok(self.constant(y)) };
         let shape = x.shape().to_vec();
         Ok(self.push_op(y, move |g, sweep| {
-            sweep.write(place, &shape, |dx, write| {
-                mask.apply(g.f32s()?, dx, write);
+            sweep.write_as(place, &shape, dtype, |dx, write| {
+                with_element!("dropout", "x", dtype, E => mask.apply(E::of(&g)?, E::of_mut(dx)?, write));
                 Ok(())
             })
         }))

@@ -1,12 +1,20 @@
 //! LayerNorm on the CPU: rows in parallel, the weight's gradient by fixed pieces of rows.
 
+use crate::element::Element;
 use crate::error::Result;
 use crate::gradients::Write;
 use crate::ops::sum_pieces;
-use crate::simd::{LANES, multiversion, sum_lanes, sum2};
+use crate::simd::{multiversion, sum_zip, sum_zip3};
 use crate::threads;
 
-pub(super) fn forward(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32], moments: &mut [f32]) {
+pub(super) fn forward<X: Element, Y: Element>(
+    x: &[X],
+    w: &[f32],
+    b: &[f32],
+    eps: f32,
+    y: &mut [Y],
+    moments: &mut [f32],
+) {
     let n = w.len();
     let moments = threads::Shared::new(moments);
     threads::for_each_rows(y, n, |rows, y| {
@@ -17,22 +25,31 @@ pub(super) fn forward(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32], 
 }
 
 multiversion! {
-    fn forward_rows(x: &[f32], w: &[f32], b: &[f32], eps: f32, y: &mut [f32], moments: &mut [f32]) {
+    fn forward_rows<X: Element, Y: Element>(
+        x: &[X], w: &[f32], b: &[f32], eps: f32, y: &mut [Y], moments: &mut [f32],
+    ) {
         let n = w.len();
         for ((x, y), moments) in x.chunks_exact(n).zip(y.chunks_exact_mut(n)).zip(moments.chunks_exact_mut(2)) {
-            let mean = sum2(x, x, |a, _| a) / n as f32;
-            let variance = sum2(x, x, |a, _| (a - mean) * (a - mean)) / n as f32;
+            let mean = sum_zip(x, x, |a, _| a.wide()) / n as f32;
+            let variance = sum_zip(x, x, |a, _| (a.wide() - mean) * (a.wide() - mean)) / n as f32;
             let r = 1.0 / (variance + eps).sqrt();
             moments[0] = mean;
             moments[1] = r;
             for (((y, &x), &w), &b) in y.iter_mut().zip(x).zip(w).zip(b) {
-                *y = (x - mean) * r * w + b;
+                *y = Y::narrow((x.wide() - mean) * r * w + b);
             }
         }
     }
 }
 
-pub(super) fn input_gradient(g: &[f32], x: &[f32], w: &[f32], moments: &[f32], dx: &mut [f32], write: Write) {
+pub(super) fn input_gradient<X: Element, Y: Element>(
+    g: &[Y],
+    x: &[X],
+    w: &[f32],
+    moments: &[f32],
+    dx: &mut [X],
+    write: Write,
+) {
     let n = w.len();
     threads::for_each_rows(dx, n, |rows, dx| {
         let range = rows.start * n..rows.end * n;
@@ -41,28 +58,32 @@ pub(super) fn input_gradient(g: &[f32], x: &[f32], w: &[f32], moments: &[f32], d
 }
 
 multiversion! {
-    fn input_gradient_rows(g: &[f32], x: &[f32], w: &[f32], moments: &[f32], dx: &mut [f32], write: Write) {
+    fn input_gradient_rows<X: Element, Y: Element>(
+        g: &[Y], x: &[X], w: &[f32], moments: &[f32], dx: &mut [X], write: Write,
+    ) {
         let n = w.len();
         let rows = g.chunks_exact(n).zip(x.chunks_exact(n)).zip(dx.chunks_exact_mut(n)).zip(moments.chunks_exact(2));
         for (((g, x), dx), moments) in rows {
             let (mean, r) = (moments[0], moments[1]);
-            let (mut sums, mut dots) = ([0f32; LANES], [0f32; LANES]);
-            for i in 0..n {
-                let s = g[i] * w[i];
-                sums[i % LANES] += s;
-                dots[i % LANES] += s * (x[i] - mean) * r;
-            }
-            let sum = sum_lanes(sums) / n as f32;
-            let dot = sum_lanes(dots) / n as f32;
-            for i in 0..n {
-                let d = r * (g[i] * w[i] - sum - (x[i] - mean) * r * dot);
-                dx[i] = if write == Write::Add { dx[i] + d } else { d };
+            let sum = sum_zip(g, w, |g, w| g.wide() * w) / n as f32;
+            let dot = sum_zip3(g, w, x, |g, w, x| g.wide() * w * (x.wide() - mean) * r) / n as f32;
+            let slope = |g: Y, w: f32, x: X| r * (g.wide() * w - sum - (x.wide() - mean) * r * dot);
+            let parts = dx.iter_mut().zip(g).zip(w).zip(x);
+            match write {
+                Write::Replace => parts.for_each(|(((dx, &g), &w), &x)| *dx = X::narrow(slope(g, w, x))),
+                Write::Add => parts.for_each(|(((dx, &g), &w), &x)| *dx = X::narrow(dx.wide() + slope(g, w, x))),
             }
         }
     }
 }
 
-pub(super) fn weight_gradient(g: &[f32], x: &[f32], moments: &[f32], dw: &mut [f32], write: Write) -> Result<()> {
+pub(super) fn weight_gradient<X: Element, Y: Element>(
+    g: &[Y],
+    x: &[X],
+    moments: &[f32],
+    dw: &mut [f32],
+    write: Write,
+) -> Result<()> {
     let n = dw.len();
     sum_pieces(moments.len() / 2, dw, write, |rows, sums| {
         let range = rows.start * n..rows.end * n;
@@ -71,11 +92,11 @@ pub(super) fn weight_gradient(g: &[f32], x: &[f32], moments: &[f32], dw: &mut [f
 }
 
 multiversion! {
-    fn weight_gradient_rows(g: &[f32], x: &[f32], moments: &[f32], sums: &mut [f32]) {
+    fn weight_gradient_rows<X: Element, Y: Element>(g: &[Y], x: &[X], moments: &[f32], sums: &mut [f32]) {
         let n = sums.len();
         for ((g, x), moments) in g.chunks_exact(n).zip(x.chunks_exact(n)).zip(moments.chunks_exact(2)) {
-            for ((sum, &g), &x) in sums.iter_mut().zip(g).zip(x) {
-                *sum += g * (x - moments[0]) * moments[1];
+            for ((sum, g), x) in sums.iter_mut().zip(g).zip(x) {
+                *sum += g.wide() * (x.wide() - moments[0]) * moments[1];
             }
         }
     }

@@ -1,17 +1,19 @@
-//! Owns the arithmetic of a linear layer over plain slices, so that other operators can reuse it chunk by chunk.
+//! Owns the arithmetic of linear layers over plain matrices, so that other operators can reuse it chunk by chunk.
 //! Refuses to know the tape.
+//!
+//! Several layers over the same input stand side by side: their results are columns of one matrix, and the products that
+//! share an operand run in one call.
 
 use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::Result;
-use crate::gemm::{Mat, MatMut, Threads, gemm};
+use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply};
 use crate::gradients::Write;
 use crate::ops::dropout::Dropout;
-use crate::ops::sum_rows;
 use crate::tensor::Tensor;
-use crate::threads;
 use crate::wide::Wide;
 
-/// The weights of one call, as they were when it ran.
+/// The weights of one layer of a call, as they were when it ran.
 #[derive(Clone)]
 pub(crate) struct Snapshot {
     pub(crate) weight: Tensor,
@@ -19,23 +21,13 @@ pub(crate) struct Snapshot {
     pub(crate) lora: Option<LoraSnapshot>,
 }
 
-/// The low-rank term of one call.
+/// The low-rank term of one layer.
 #[derive(Clone)]
 pub(crate) struct LoraSnapshot {
     pub(crate) a: Tensor,
     pub(crate) b: Tensor,
     pub(crate) scale: f32,
     pub(crate) dropout: Option<Dropout>,
-}
-
-/// Where gradients go; what is absent is not computed.
-#[derive(Default)]
-pub(crate) struct Targets<'a> {
-    pub(crate) x: Option<(&'a mut [f32], Write)>,
-    pub(crate) weight: Option<(&'a mut [f32], Write)>,
-    pub(crate) bias: Option<(&'a mut [f32], Write)>,
-    pub(crate) a: Option<(&'a mut [f32], Write)>,
-    pub(crate) b: Option<(&'a mut [f32], Write)>,
 }
 
 impl Snapshot {
@@ -46,108 +38,160 @@ impl Snapshot {
     pub(crate) fn num_inputs(&self) -> usize {
         self.weight.shape()[1]
     }
+}
 
-    /// y (+)= x.W^T + bias + low-rank term. Returns dropout(x).A^T, which backward needs.
-    pub(crate) fn forward(&self, x: &[f32], y: &mut [f32], write: Write) -> Result<Option<Tensor>> {
-        let (inputs, outputs) = (self.num_inputs(), self.num_outputs());
-        let t = y.len() / outputs.max(1);
-        let mut write = write;
-        if let Some(bias) = &self.bias {
-            let bias = Wide::of(bias)?;
-            put_bias(y, bias.f32s()?, write);
-            write = Write::Add;
+/// Columns of a result over all layers.
+pub(crate) fn num_columns(layers: &[Snapshot]) -> usize {
+    layers.iter().map(Snapshot::num_outputs).sum()
+}
+
+/// y (+)= x.W^T + bias + low-rank term, layer after layer in the columns of y. Returns scale * dropout(x).A^T of each
+/// adapted layer, in x's dtype, which backward needs.
+pub(crate) fn forward(layers: &[Snapshot], x: &Tensor, y: MatMut<'_>, write: Write) -> Result<Vec<Option<Tensor>>> {
+    let hidden = low_rank_inputs(layers, x)?;
+    let biases: Vec<Option<Wide<'_>>> =
+        layers.iter().map(|layer| layer.bias.as_ref().map(Wide::of).transpose()).collect::<Result<_>>()?;
+    let widths: Vec<usize> = layers.iter().map(Snapshot::num_outputs).collect();
+    let mut outputs = vec![];
+    for (((layer, y), bias), h) in layers.iter().zip(y.split_columns(&widths)).zip(&biases).zip(&hidden) {
+        let bias = bias.as_ref().map(Wide::f32s).transpose()?;
+        let mut output = Output::new(y, write, Mat::of(x)?, Mat::of(&layer.weight)?.t()).with_bias(bias);
+        if let (Some(lora), Some(h)) = (&layer.lora, h) {
+            output = output.plus(Mat::of(h)?, Mat::of(&lora.b)?.t());
         }
-        let x_ti = Mat::new(x, t, inputs);
-        gemm(MatMut::new(y, t, outputs), write, 1.0, x_ti, Mat::of(&self.weight)?.t(), Threads::All)?;
-        let Some(lora) = &self.lora else { return Ok(None) };
-        let rank = lora.a.shape()[0];
-        let mut h = Tensor::stale(&[t, rank], DType::F32)?;
-        let dropped = lora.dropped(x)?;
-        let x_ti = Mat::new(dropped.as_ref().map_or(Ok(x), Tensor::f32s)?, t, inputs);
-        gemm(MatMut::new(h.f32s_mut()?, t, rank), Write::Replace, 1.0, x_ti, Mat::of(&lora.a)?.t(), Threads::All)?;
-        let h_tr = Mat::new(h.f32s()?, t, rank);
-        gemm(MatMut::new(y, t, outputs), Write::Add, lora.scale, h_tr, Mat::of(&lora.b)?.t(), Threads::All)?;
-        Ok(Some(h))
+        outputs.push(output);
+    }
+    multiply(Arithmetic::of(x.dtype()), outputs)?;
+    Ok(hidden)
+}
+
+/// scale * dropout(x).A^T of each adapted layer.
+fn low_rank_inputs(layers: &[Snapshot], x: &Tensor) -> Result<Vec<Option<Tensor>>> {
+    let mut hidden = vec![];
+    for layer in layers {
+        hidden.push(match &layer.lora {
+            Some(lora) => Some(Tensor::stale(&[x.shape()[0], lora.a.shape()[0]], x.dtype())?),
+            None => None,
+        });
+    }
+    let dropped: Vec<Option<Tensor>> = layers
+        .iter()
+        .map(|layer| layer.lora.as_ref().map_or(Ok(None), |lora| lora.dropped(x)))
+        .collect::<Result<_>>()?;
+    let mut outputs = vec![];
+    for ((layer, h), dropped) in layers.iter().zip(&mut hidden).zip(&dropped) {
+        if let (Some(lora), Some(h)) = (&layer.lora, h) {
+            let x = Mat::of(dropped.as_ref().unwrap_or(x))?;
+            outputs.push(Output::new(MatMut::of(h)?, Write::Replace, x, Mat::of(&lora.a)?.t()).scaled(lora.scale));
+        }
+    }
+    multiply(Arithmetic::of(x.dtype()), outputs)?;
+    Ok(hidden)
+}
+
+/// The gradient of y, and the arithmetic of the call that made it.
+#[derive(Clone, Copy)]
+pub(crate) struct Upstream<'a> {
+    /// `[t, columns over all layers]`.
+    pub(crate) g: Mat<'a>,
+    /// The dtype of the call's input.
+    pub(crate) dtype: DType,
+}
+
+impl<'a> Upstream<'a> {
+    fn arithmetic(&self) -> Arithmetic {
+        Arithmetic::of(self.dtype)
     }
 
-    /// The gradients of every target from the gradient `g` of y.
-    pub(crate) fn backward(&self, g: &[f32], x: Option<&[f32]>, h: Option<&Tensor>, mut to: Targets<'_>) -> Result<()> {
-        let (inputs, outputs) = (self.num_inputs(), self.num_outputs());
-        let t = g.len() / outputs.max(1);
-        let g_to = Mat::new(g, t, outputs);
-        let x_slice = || match x {
-            Some(x) => x,
-            None => unreachable!("x is kept whenever a weight gradient wants it"),
-        };
-        if let Some((bias, write)) = to.bias.take() {
-            sum_rows(g, bias, write)?;
+    /// The columns of each layer.
+    fn columns(&self, layers: &[Snapshot]) -> Vec<Mat<'a>> {
+        let mut start = 0;
+        let mut columns = vec![];
+        for layer in layers {
+            columns.push(self.g.columns(start..start + layer.num_outputs()));
+            start += layer.num_outputs();
         }
-        if let Some((weight, write)) = to.weight.take() {
-            gemm(
-                MatMut::new(weight, outputs, inputs),
-                write,
-                1.0,
-                g_to.t(),
-                Mat::new(x_slice(), t, inputs),
-                Threads::All,
-            )?;
+        columns
+    }
+
+    /// The columns of one layer.
+    pub(crate) fn of_layer(&self, layers: &[Snapshot], index: usize) -> Upstream<'a> {
+        Upstream { g: self.columns(layers)[index], dtype: self.dtype }
+    }
+
+    /// dW (+)= g^T.x.
+    pub(crate) fn weight_gradient(&self, x: &Tensor, to: &mut [f32], write: Write) -> Result<()> {
+        let to = MatMut::new(to, self.g.num_cols(), x.shape()[1]);
+        multiply(self.arithmetic(), vec![Output::new(to, write, self.g.t(), Mat::of(x)?)])
+    }
+
+    /// dB (+)= g^T.h.
+    pub(crate) fn b_gradient(&self, h: &Tensor, to: &mut [f32], write: Write) -> Result<()> {
+        self.weight_gradient(h, to, write)
+    }
+
+    /// scale * g.B of each adapted layer, in the call's dtype.
+    pub(crate) fn low_rank(&self, layers: &[Snapshot]) -> Result<Vec<Option<Tensor>>> {
+        let mut all = vec![];
+        for layer in layers {
+            all.push(match &layer.lora {
+                Some(lora) => Some(Tensor::stale(&[self.g.num_rows(), lora.a.shape()[0]], self.dtype)?),
+                None => None,
+            });
         }
-        if let Some((x, write)) = &mut to.x {
-            gemm(MatMut::new(x, t, inputs), *write, 1.0, g_to, Mat::of(&self.weight)?, Threads::All)?;
-            *write = Write::Add;
-        }
-        let Some(lora) = &self.lora else { return Ok(()) };
-        let rank = lora.a.shape()[0];
-        if let (Some((b, write)), Some(h)) = (to.b, h) {
-            let h_tr = Mat::new(h.f32s()?, t, rank);
-            gemm(MatMut::new(b, outputs, rank), write, lora.scale, g_to.t(), h_tr, Threads::All)?;
-        }
-        if to.a.is_none() && to.x.is_none() {
-            return Ok(());
-        }
-        let mut dh = Tensor::stale(&[t, rank], DType::F32)?;
-        let b_or = Mat::of(&lora.b)?;
-        gemm(MatMut::new(dh.f32s_mut()?, t, rank), Write::Replace, lora.scale, g_to, b_or, Threads::All)?;
-        let dh_tr = Mat::new(dh.f32s()?, t, rank);
-        if let Some((to_a, write)) = to.a {
-            let dropped = lora.dropped(x_slice())?;
-            let x_ti = Mat::new(dropped.as_ref().map_or(Ok(x_slice()), Tensor::f32s)?, t, inputs);
-            gemm(MatMut::new(to_a, rank, inputs), write, 1.0, dh_tr.t(), x_ti, Threads::All)?;
-        }
-        if let Some((to_x, write)) = to.x {
-            let a_ri = Mat::of(&lora.a)?;
-            match &lora.dropout {
-                None => gemm(MatMut::new(to_x, t, inputs), write, 1.0, dh_tr, a_ri, Threads::All)?,
-                Some(dropout) => {
-                    let mut dx = Tensor::stale(&[t, inputs], DType::F32)?;
-                    let dx = dx.f32s_mut()?;
-                    gemm(MatMut::new(dx, t, inputs), Write::Replace, 1.0, dh_tr, a_ri, Threads::All)?;
-                    dropout.apply(dx, to_x, write);
-                }
+        let mut outputs = vec![];
+        for ((layer, dh), g) in layers.iter().zip(&mut all).zip(self.columns(layers)) {
+            if let (Some(lora), Some(dh)) = (&layer.lora, dh) {
+                outputs.push(Output::new(MatMut::of(dh)?, Write::Replace, g, Mat::of(&lora.b)?).scaled(lora.scale));
             }
+        }
+        multiply(self.arithmetic(), outputs)?;
+        Ok(all)
+    }
+
+    /// dx (+)= the sum of g.W over the layers, and of dh.A where `low_rank` gives dh.
+    pub(crate) fn input_gradient(
+        &self,
+        layers: &[Snapshot],
+        low_rank: &[Option<Tensor>],
+        dx: &mut Tensor,
+        write: Write,
+    ) -> Result<()> {
+        let mut output = Output::empty(MatMut::of(dx)?, write);
+        for ((layer, g), dh) in layers.iter().zip(self.columns(layers)).zip(low_rank) {
+            output = output.plus(g, Mat::of(&layer.weight)?);
+            if let (Some(lora), Some(dh)) = (layer.lora.as_ref().filter(|lora| lora.dropout.is_none()), dh) {
+                output = output.plus(Mat::of(dh)?, Mat::of(&lora.a)?);
+            }
+        }
+        multiply(self.arithmetic(), vec![output])?;
+        // What dropout let through goes back through the same mask.
+        for (layer, dh) in layers.iter().zip(low_rank) {
+            let Some((lora, dropout)) = layer.lora.as_ref().and_then(|lora| Some((lora, lora.dropout.as_ref()?)))
+            else {
+                continue;
+            };
+            let Some(dh) = dh else { continue };
+            let mut part = Tensor::stale(dx.shape(), dx.dtype())?;
+            let output = Output::new(MatMut::of(&mut part)?, Write::Replace, Mat::of(dh)?, Mat::of(&lora.a)?);
+            multiply(self.arithmetic(), vec![output])?;
+            with_element!("linear", "x", dx.dtype(), E => dropout.apply(E::of(&part)?, E::of_mut(dx)?, Write::Add));
         }
         Ok(())
     }
 }
 
 impl LoraSnapshot {
-    fn dropped(&self, x: &[f32]) -> Result<Option<Tensor>> {
+    /// dA (+)= dh^T.dropout(x).
+    pub(crate) fn a_gradient(&self, dh: &Tensor, x: &Tensor, to: &mut [f32], write: Write) -> Result<()> {
+        let dropped = self.dropped(x)?;
+        Upstream { g: Mat::of(dh)?, dtype: x.dtype() }.weight_gradient(dropped.as_ref().unwrap_or(x), to, write)
+    }
+
+    fn dropped(&self, x: &Tensor) -> Result<Option<Tensor>> {
         let Some(dropout) = &self.dropout else { return Ok(None) };
-        let mut out = Tensor::stale(&[x.len()], DType::F32)?;
-        dropout.apply(x, out.f32s_mut()?, Write::Replace);
+        let mut out = Tensor::stale(x.shape(), x.dtype())?;
+        with_element!("linear", "x", x.dtype(), E => dropout.apply(E::of(x)?, E::of_mut(&mut out)?, Write::Replace));
         Ok(Some(out))
     }
-}
-
-/// y (+)= bias, by row.
-fn put_bias(y: &mut [f32], bias: &[f32], write: Write) {
-    let width = bias.len().max(1);
-    threads::for_each_rows(y, width, |_, y| {
-        for row in y.chunks_exact_mut(width) {
-            match write {
-                Write::Replace => row.copy_from_slice(bias),
-                Write::Add => row.iter_mut().zip(bias).for_each(|(y, b)| *y += b),
-            }
-        }
-    });
 }

@@ -1,21 +1,25 @@
 //! Linear: y = x.W^T + b, with an optional low-rank term y += s * dropout(x).A^T.B^T (LoRA, Hu et al. 2021; dropout
-//! before A as in `peft`) and an optional residual y += r.
+//! before A as in `peft`) and an optional residual y += r; or several such layers of one input side by side.
 //!
-//! x `[t, in]` f32; W `[out, in]`, b `[out]`, A `[r, in]`, B `[out, r]` f32, bf16 or f16; y `[t, out]` f32. Accumulation
-//! f32. Backward: dx = g.W + mask(s g.B.A), dW = g^T.x, db = sum of rows of g, dB = s g^T.h with h = dropout(x).A^T,
+//! x `[t, in]` f32 or bf16; W `[out, in]`, b `[out]`, A `[r, in]`, B `[out, r]` f32, bf16 or f16; y `[t, out]` f32 or
+//! bf16. Products are of x's dtype (operands of other types are rounded or widened on the way), sums f32, rounded once when
+//! y is bf16. Backward: dx = g.W + mask(s g.B.A), dW = g^T.x, db = sum of rows of g, dB = g^T.h with h = s dropout(x).A^T,
 //! dA = (s g.B)^T.dropout(x), dr = g. The low-rank term is never multiplied out to `[out, in]`. Kept: x when W or A is
 //! trainable, h when B is; nothing when only dx is wanted. Weight gradients are f32 and go straight to `Gradients`.
 
 pub(crate) mod kernel;
 
 use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::gemm::{Mat, MatMut};
 use crate::gradients::Write;
 use crate::ops::dropout::Dropout;
+use crate::ops::sum_rows;
 use crate::param::Param;
 use crate::tape::{Sweep, Tape, Var};
 use crate::tensor::Tensor;
-use kernel::{LoraSnapshot, Snapshot, Targets};
+use kernel::{LoraSnapshot, Snapshot, Upstream};
 
 /// The weights of a linear layer.
 #[derive(Debug, Clone)]
@@ -106,88 +110,136 @@ impl LinearWeights {
             b: trains(self.lora.as_ref().map(|lora| &lora.b)),
         }
     }
+}
 
-    /// Runs one backward kernel per weight, so that each borrows its gradient alone.
-    fn weight_gradients(&self, wanted: Wanted, sweep: &mut Sweep<'_>, call: &Call<'_>) -> Result<()> {
-        if wanted.weight {
-            call.run(Targets { weight: Some(sweep.weight(&self.weight)?), ..Targets::default() })?;
+/// What backward needs of a call.
+struct Call {
+    layers: Vec<LinearWeights>,
+    weights: Vec<Snapshot>,
+    wanted: Vec<Wanted>,
+    /// The dtype of x.
+    dtype: DType,
+    /// Kept when a weight gradient wants it.
+    x: Option<Tensor>,
+    /// h of the layers whose B trains.
+    hidden: Vec<Option<Tensor>>,
+}
+
+impl Call {
+    fn x(&self) -> &Tensor {
+        match &self.x {
+            Some(x) => x,
+            None => unreachable!("x is kept whenever a weight gradient wants it"),
         }
-        if let (true, Some(bias)) = (wanted.bias, &self.bias) {
-            call.run(Targets { bias: Some(sweep.weight(bias)?), ..Targets::default() })?;
-        }
-        if let (true, Some(lora)) = (wanted.b, &self.lora) {
-            call.run(Targets { b: Some(sweep.weight(&lora.b)?), ..Targets::default() })?;
+    }
+
+    /// Gradients of everything but A and x, each straight to its place.
+    fn weight_gradients(&self, g: &Tensor, upstream: Upstream<'_>, sweep: &mut Sweep<'_>) -> Result<()> {
+        let mut start = 0;
+        for (i, (layer, wanted)) in self.layers.iter().zip(&self.wanted).enumerate() {
+            let upstream = upstream.of_layer(&self.weights, i);
+            if wanted.weight {
+                let (to, write) = sweep.weight(&layer.weight)?;
+                upstream.weight_gradient(self.x(), to, write)?;
+            }
+            if let (true, Some(bias)) = (wanted.bias, &layer.bias) {
+                let (to, write) = sweep.weight(bias)?;
+                let width = g.shape()[1];
+                with_element!("linear", "gradient", g.dtype(), E => sum_rows(E::of(g)?, width, start, to, write))?;
+            }
+            if let (true, Some(lora), Some(h)) = (wanted.b, &layer.lora, &self.hidden[i]) {
+                let (to, write) = sweep.weight(&lora.b)?;
+                upstream.b_gradient(h, to, write)?;
+            }
+            start += self.weights[i].num_outputs();
         }
         Ok(())
     }
-}
 
-/// The values of one backward call.
-struct Call<'a> {
-    weights: &'a Snapshot,
-    g: &'a Tensor,
-    x: Option<&'a Tensor>,
-    h: Option<&'a Tensor>,
-}
-
-impl Call<'_> {
-    fn run(&self, to: Targets<'_>) -> Result<()> {
-        let x = self.x.map(Tensor::f32s).transpose()?;
-        self.weights.backward(self.g.f32s()?, x, self.h, to)
+    fn backward(&self, g: &Tensor, x_place: Option<usize>, sweep: &mut Sweep<'_>) -> Result<()> {
+        let upstream = Upstream { g: Mat::of(g)?, dtype: self.dtype };
+        self.weight_gradients(g, upstream, sweep)?;
+        // A and x share the product g.B.
+        let low_rank = match x_place.is_some() || self.wanted.iter().any(|wanted| wanted.a) {
+            true => upstream.low_rank(&self.weights)?,
+            false => return Ok(()),
+        };
+        for (i, layer) in self.layers.iter().enumerate().filter(|(i, _)| self.wanted[*i].a) {
+            if let (Some(lora), Some(snapshot), Some(dh)) = (&layer.lora, &self.weights[i].lora, &low_rank[i]) {
+                let (to, write) = sweep.weight(&lora.a)?;
+                snapshot.a_gradient(dh, self.x(), to, write)?;
+            }
+        }
+        let Some(place) = x_place else { return Ok(()) };
+        let shape = [g.shape()[0], self.weights[0].num_inputs()];
+        sweep.write_as(place, &shape, self.dtype, |dx, write| {
+            upstream.input_gradient(&self.weights, &low_rank, dx, write)
+        })
     }
 }
 
 impl Tape {
-    /// x.W^T + bias + low-rank term; x `[t, in]`, result `[t, out]`.
+    /// x.W^T + bias + low-rank term, in x's dtype; x `[t, in]`, result `[t, out]`.
     pub fn linear(&self, x: &Var, w: &LinearWeights) -> Result<Var> {
-        self.linear_into("linear", x, w, None)
+        self.linear_as(x, w, x.value().dtype())
     }
 
-    /// residual + linear(x); residual `[t, out]`. The sum rides on the accumulation of the matrix product.
+    /// As [`Tape::linear`] with a result of another dtype.
+    pub fn linear_as(&self, x: &Var, w: &LinearWeights, dtype: DType) -> Result<Var> {
+        self.linear_into("linear", x, &[w], dtype, None)
+    }
+
+    /// Several layers of one input: `[t, sum of outs]` in x's dtype, layer after layer in the columns.
+    pub fn linears(&self, x: &Var, layers: &[&LinearWeights]) -> Result<Var> {
+        if layers.is_empty() {
+            return Err(Error::argument("linears", "no layers are given"));
+        }
+        self.linear_into("linears", x, layers, x.value().dtype(), None)
+    }
+
+    /// residual + linear(x), in the residual's dtype; residual `[t, out]`. The sum rides on the accumulation of the matrix
+    /// product.
     pub fn linear_add(&self, x: &Var, w: &LinearWeights, residual: Var) -> Result<Var> {
-        self.linear_into("linear_add", x, w, Some(residual))
+        let dtype = residual.value().dtype();
+        self.linear_into("linear_add", x, &[w], dtype, Some(residual))
     }
 
-    fn linear_into(&self, op: &'static str, x: &Var, w: &LinearWeights, residual: Option<Var>) -> Result<Var> {
+    fn linear_into(
+        &self,
+        op: &'static str,
+        x: &Var,
+        layers: &[&LinearWeights],
+        dtype: DType,
+        residual: Option<Var>,
+    ) -> Result<Var> {
         let x_place = self.place(op, "x", x)?;
         let residual_place = match &residual {
             Some(residual) => self.place(op, "residual", residual)?,
             None => None,
         };
-        let weights = w.snapshot(op, self, x)?;
-        let wanted = w.wanted(self);
-        let shape = [x.shape()[0], weights.num_outputs()];
+        with_element!(op, "x", x.value().dtype(), E => { E::of(x.value())?; });
+        let weights: Vec<Snapshot> = layers.iter().map(|layer| layer.snapshot(op, self, x)).collect::<Result<_>>()?;
+        let wanted: Vec<Wanted> = layers.iter().map(|layer| layer.wanted(self)).collect();
+        let shape = [x.shape()[0], kernel::num_columns(&weights)];
         let (mut y, write) = match residual {
-            None => (Tensor::stale(&shape, DType::F32)?, Write::Replace),
+            None => (Tensor::stale(&shape, dtype)?, Write::Replace),
             Some(residual) if residual.shape() == shape => (residual.into_value().into_unique()?, Write::Add),
             Some(residual) => return Err(Error::shape(op, "residual", format!("{shape:?}"), residual.shape())),
         };
-        let h = weights.forward(x.value().f32s()?, y.f32s_mut()?, write)?;
-        if x_place.is_none() && residual_place.is_none() && !wanted.any() {
+        let hidden = kernel::forward(&weights, x.value(), MatMut::of(&mut y)?, write)?;
+        if x_place.is_none() && residual_place.is_none() && !wanted.iter().any(|wanted| wanted.any()) {
             return Ok(self.constant(y));
         }
-        let x_shape = x.shape().to_vec();
-        let x = (wanted.weight || wanted.a).then(|| x.value().clone());
-        let h = h.filter(|_| wanted.b);
-        let w = w.clone();
+        let call = Call {
+            layers: layers.iter().map(|&layer| layer.clone()).collect(),
+            dtype: x.value().dtype(),
+            x: wanted.iter().any(|wanted| wanted.weight || wanted.a).then(|| x.value().clone()),
+            hidden: hidden.into_iter().zip(&wanted).map(|(h, wanted)| h.filter(|_| wanted.b)).collect(),
+            weights,
+            wanted,
+        };
         Ok(self.push_op(y, move |g, sweep| {
-            let call = Call { weights: &weights, g: &g, x: x.as_ref(), h: h.as_ref() };
-            w.weight_gradients(wanted, sweep, &call)?;
-            // A and x share the product g.B, so their gradients are taken in one call.
-            let mut from_a = match (wanted.a, &w.lora) {
-                (true, Some(lora)) => Some((Tensor::stale(&lora.a.shape(), DType::F32)?, &lora.a)),
-                _ => None,
-            };
-            let a = from_a.as_mut().map(|(a, _)| a.f32s_mut()).transpose()?.map(|a| (a, Write::Replace));
-            match x_place {
-                Some(place) => sweep.write(place, &x_shape, |dx, write| {
-                    call.run(Targets { x: Some((dx, write)), a, ..Targets::default() })
-                })?,
-                None => call.run(Targets { a, ..Targets::default() })?,
-            }
-            if let Some((gradient, a)) = from_a {
-                sweep.add_weight(a, gradient)?;
-            }
+            call.backward(&g, x_place, sweep)?;
             sweep.give(residual_place, g)
         }))
     }

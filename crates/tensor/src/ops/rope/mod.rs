@@ -1,8 +1,8 @@
 //! Rotary position embedding, half-split pairing (`rotate_half`): element i of a head pairs with element i + half,
 //! (u, v) -> (u cos - v sin, v cos + u sin) with the angle of the row and of i (Su et al. 2021).
 //!
-//! x `[t, heads * head_dim]` f32; tables `[t, half]` f32, the same for all heads; the first 2 * half elements of each
-//! head rotate, the others stay. Backward rotates the gradient the other way. Nothing but the table is kept.
+//! x `[t, n]` f32 or bf16, whose first heads * head_dim columns are heads that rotate; tables `[t, half]` f32, the same for
+//! all heads; the first 2 * half elements of each such head rotate, everything else stays. Computed in f32. Backward rotates the gradient the other way. Nothing but the table is kept.
 
 mod cpu;
 #[cfg(test)]
@@ -10,7 +10,7 @@ mod reference;
 #[cfg(test)]
 mod tests;
 
-use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -39,37 +39,47 @@ impl RopeTable {
 }
 
 impl Tape {
-    /// Rotates the first `2 * half` elements of each head, paired half by half.
-    pub fn rope(&self, x: &Var, num_heads: usize, table: &RopeTable) -> Result<Var> {
-        let place = self.place("rope", "x", x)?;
-        let half = check(x, num_heads, table)?;
-        let mut y = Tensor::stale(x.shape(), DType::F32)?;
-        y.f32s_mut()?.copy_from_slice(x.value().f32s()?);
-        let width = x.shape()[1];
-        cpu::rotate(y.f32s_mut()?, width, num_heads, half, table.cos.f32s()?, table.sin.f32s()?, 1.0);
+    /// Rotates the first `2 * half` elements, paired half by half, of each of the first `num_heads` heads of x
+    /// `[t, at least num_heads * head_dim]`; in place when nobody else refers to x.
+    pub fn rope(&self, x: Var, num_heads: usize, head_dim: usize, table: &RopeTable) -> Result<Var> {
+        let place = self.place("rope", "x", &x)?;
+        let heads = Heads { num_heads, head_dim, half: check(&x, num_heads, head_dim, table)? };
+        let mut y = x.into_value().into_unique()?;
+        rotate(&mut y, &heads, table, 1.0)?;
         let Some(place) = place else { return Ok(self.constant(y)) };
         let table = table.clone();
         Ok(self.push_op(y, move |g, sweep| {
             let mut dx = g.into_unique()?;
-            cpu::rotate(dx.f32s_mut()?, width, num_heads, half, table.cos.f32s()?, table.sin.f32s()?, -1.0);
+            rotate(&mut dx, &heads, &table, -1.0)?;
             sweep.give(Some(place), dx)
         }))
     }
 }
 
-fn check(x: &Var, num_heads: usize, table: &RopeTable) -> Result<usize> {
-    let [t, width] = *x.shape() else {
-        return Err(Error::shape("rope", "x", "[t, heads * head_dim]", x.shape()));
+/// The heads that rotate.
+struct Heads {
+    num_heads: usize,
+    head_dim: usize,
+    half: usize,
+}
+
+fn rotate(x: &mut Tensor, heads: &Heads, table: &RopeTable, sign: f32) -> Result<()> {
+    let width = x.shape()[1];
+    let (cos, sin) = (table.cos.f32s()?, table.sin.f32s()?);
+    with_element!("rope", "x", x.dtype(), E => cpu::rotate(E::of_mut(x)?, width, heads, cos, sin, sign));
+    Ok(())
+}
+
+fn check(x: &Var, num_heads: usize, head_dim: usize, table: &RopeTable) -> Result<usize> {
+    let t = match *x.shape() {
+        [t, width] if num_heads * head_dim <= width => t,
+        _ => return Err(Error::shape("rope", "x", format!("[t, at least {num_heads} * {head_dim}]"), x.shape())),
     };
-    if num_heads == 0 || !width.is_multiple_of(num_heads) {
-        return Err(Error::shape("rope", "x", format!("[t, {num_heads} * head_dim]"), x.shape()));
-    }
     let [rows, half] = *table.cos.shape() else {
         return Err(Error::shape("rope", "cos", format!("[{t}, half]"), table.cos.shape()));
     };
-    if rows != t || 2 * half > width / num_heads {
-        let expected = format!("[{t}, at most {}]", width / num_heads / 2);
-        return Err(Error::shape("rope", "cos", expected, table.cos.shape()));
+    if rows != t || 2 * half > head_dim {
+        return Err(Error::shape("rope", "cos", format!("[{t}, at most {}]", head_dim / 2), table.cos.shape()));
     }
     if table.sin.shape() != table.cos.shape() {
         return Err(Error::shape("rope", "sin", format!("{:?}, as cos", table.cos.shape()), table.sin.shape()));

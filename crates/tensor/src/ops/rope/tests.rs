@@ -1,6 +1,6 @@
 //! The kernel against the plain reference, and that rotating back undoes it.
 
-use super::{cpu, reference};
+use super::{Heads, cpu, reference};
 use crate::ops::testing::{agree, random};
 
 #[test]
@@ -10,9 +10,10 @@ fn kernel_agrees_with_reference_and_back() {
         let (cos, sin): (Vec<f32>, Vec<f32>) = random(2, t * half).iter().map(|a| (a.cos(), a.sin())).unzip();
         let expected = reference::rotate(&x, heads, d, &cos, &sin, half);
         let mut found = x.clone();
-        cpu::rotate(&mut found, heads * d, heads, half, &cos, &sin, 1.0);
+        let which = Heads { num_heads: heads, head_dim: d, half };
+        cpu::rotate(&mut found, heads * d, &which, &cos, &sin, 1.0);
         assert!(agree(&found, &expected, 1e-6));
-        cpu::rotate(&mut found, heads * d, heads, half, &cos, &sin, -1.0);
+        cpu::rotate(&mut found, heads * d, &which, &cos, &sin, -1.0);
         assert!(agree(&found, &x, 1e-6));
     }
 }

@@ -1,14 +1,16 @@
-//! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. f32, `[t, n]`.
+//! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. `[t, n]`, f32 or bf16 (gradients
+//! of gathered rows for f32 only).
 //!
 //! Backward of gathering adds g[i] to row rows[i] in the order of i. Backward of scattering: dsrc[i] = g[rows[i]],
 //! dbase = g with those rows zero; a row given twice is an error. Kept: the row numbers.
 
 use crate::dtype::DType;
+use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::gradients::Write;
-use crate::ops::embedding::{check_rows, look_up, scatter_add};
+use crate::ops::embedding::{check_rows, scatter_add};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
+use crate::threads;
 
 impl Tape {
     /// `x[rows[i]]` as `[rows, n]`; rows may repeat.
@@ -18,10 +20,9 @@ impl Tape {
             return Err(Error::shape("gather_rows", "x", "[t, n]", x.shape()));
         };
         check_rows("gather_rows", "rows", rows, t)?;
-        x.value().f32s()?;
-        let mut y = Tensor::stale(&[rows.len(), n], DType::F32)?;
-        look_up(x.value(), rows, y.f32s_mut()?, Write::Replace)?;
+        let y = gather(x.value(), rows)?;
         let Some(place) = place else { return Ok(self.constant(y)) };
+        x.value().expect_dtype(DType::F32)?;
         let rows = rows.to_vec();
         Ok(self.push_op(y, move |g, sweep| {
             sweep.write(place, &[t, n], |dx, write| {
@@ -50,18 +51,22 @@ impl Tape {
             }
         }
         let mut y = base.value().clone().into_unique()?;
-        put_rows(y.f32s_mut()?, rows, n, Some(src.value().f32s()?));
+        with_element!("scatter_rows", "base", y.dtype(), E => {
+            put_rows(E::of_mut(&mut y)?, rows, n, Some(E::of(src.value())?));
+        });
         if base_place.is_none() && src_place.is_none() {
             return Ok(self.constant(y));
         }
         let rows = rows.to_vec();
         Ok(self.push_op(y, move |g, sweep| {
             if let Some(place) = src_place {
-                sweep.write(place, &[rows.len(), n], |dsrc, write| look_up(&g, &rows, dsrc, write))?;
+                sweep.give(Some(place), gather(&g, &rows)?)?;
             }
             if base_place.is_some() {
                 let mut dbase = g.into_unique()?;
-                put_rows(dbase.f32s_mut()?, &rows, n, None);
+                with_element!("scatter_rows", "base", dbase.dtype(), E => {
+                    put_rows(E::of_mut(&mut dbase)?, &rows, n, None);
+                });
                 sweep.give(base_place, dbase)?;
             }
             Ok(())
@@ -69,13 +74,28 @@ impl Tape {
     }
 }
 
+/// x[rows[i]] for rows that exist.
+pub(crate) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    let n = x.shape()[1];
+    let mut y = Tensor::stale(&[rows.len(), n], x.dtype())?;
+    with_element!("gather_rows", "x", x.dtype(), E => {
+        let x = E::of(x)?;
+        threads::for_each_rows(E::of_mut(&mut y)?, n, |range, y| {
+            for (y, &row) in y.chunks_exact_mut(n).zip(&rows[range]) {
+                y.copy_from_slice(&x[row as usize * n..][..n]);
+            }
+        });
+    });
+    Ok(y)
+}
+
 /// y[rows[i]] = src[i], or zero without `src`.
-fn put_rows(y: &mut [f32], rows: &[u32], n: usize, src: Option<&[f32]>) {
+fn put_rows<E: Element>(y: &mut [E], rows: &[u32], n: usize, src: Option<&[E]>) {
     for (i, &row) in rows.iter().enumerate() {
         let to = &mut y[row as usize * n..][..n];
         match src {
             Some(src) => to.copy_from_slice(&src[i * n..][..n]),
-            None => to.fill(0.0),
+            None => to.fill(E::narrow(0.0)),
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Scaling: y = factor * x, f32, any shape. Backward: dx = factor * g. Nothing is kept.
+//! Scaling: y = factor * x, f32 or bf16, any shape. Backward: dx = factor * g. Nothing is kept.
 
+use crate::element::{Element, with_element};
 use crate::error::Result;
 use crate::simd::multiversion;
 use crate::tape::{Tape, Var};
@@ -19,12 +20,16 @@ impl Tape {
 /// factor * x, written over x when nobody else refers to it.
 pub(crate) fn scaled(x: Tensor, factor: f32) -> Result<Tensor> {
     let mut y = x.into_unique()?;
-    threads::for_each_rows(y.f32s_mut()?, 1, |_, y| scale_piece(y, factor));
+    with_element!("scale", "x", y.dtype(), E => {
+        if factor != 1.0 {
+            threads::for_each_rows(E::of_mut(&mut y)?, 1, |_, y| scale_piece(y, factor));
+        }
+    });
     Ok(y)
 }
 
 multiversion! {
-    fn scale_piece(y: &mut [f32], factor: f32) {
-        y.iter_mut().for_each(|y| *y *= factor);
+    fn scale_piece<E: Element>(y: &mut [E], factor: f32) {
+        y.iter_mut().for_each(|y| *y = E::narrow(y.wide() * factor));
     }
 }
