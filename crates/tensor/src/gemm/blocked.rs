@@ -17,7 +17,7 @@ use crate::memory::Buffer;
 use crate::threads::{self, Shared};
 
 /// Bytes of packed left sides at a time, and of packed right sides.
-const MAX_LEFT: usize = 16 << 20;
+const MAX_LEFT: usize = 12 << 20;
 const MAX_RIGHT: usize = 8 << 20;
 /// Rows of A of one task: a piece of its packed depth stays in the second-level cache.
 const TASK_ROWS: usize = 120;
@@ -70,6 +70,7 @@ struct Target<'a> {
     c: MatMut<'a>,
     write: Write,
     alpha: f32,
+    from: Option<&'a [f32]>,
     bias: Option<&'a [f32]>,
     products: Vec<Product<'a>>,
     /// Units of the depth over all terms.
@@ -113,8 +114,8 @@ impl<'a, P: Unit> Job<'a, P> {
                 products.push(Product { left, b: term.b, units: depth, before: units });
                 units += depth;
             }
-            let Output { to: c, write, alpha, bias, .. } = output;
-            targets.push(Target { c, write, alpha, bias, products, units });
+            let Output { to: c, write, alpha, from, bias, .. } = output;
+            targets.push(Target { c, write, alpha, from, bias, products, units });
         }
         let mut job = Job { kernel, rows, lefts, targets, groups: vec![], batches: vec![], left_units };
         job.group_columns();
@@ -300,8 +301,12 @@ impl<P: Unit> Task<'_, '_, P> {
                             place
                         }
                     };
-                    let is_whole = num_cols == nr || (at_scratch.is_some() && !is_last);
-                    self.tile(num_rows, num_cols, is_whole, a, b, &mut place);
+                    if let (true, Some(from)) = (is_first, target.from) {
+                        let (cols, at) = (target.c.cols, self.rows.start + row);
+                        let from = &from[at * cols + self.group.cols.start + col..];
+                        (place.from, place.from_stride) = (from.as_ptr(), cols);
+                    }
+                    self.tile(num_rows, num_cols, a, b, &place);
                 }
             }
         }
@@ -322,18 +327,17 @@ impl<P: Unit> Task<'_, '_, P> {
 
     /// One tile; a partial one goes through a buffer.
     #[inline(always)]
-    fn tile(&self, num_rows: usize, num_cols: usize, is_whole: bool, a: &[P], b: &[P], place: &mut Place) {
+    fn tile(&self, num_rows: usize, num_cols: usize, a: &[P], b: &[P], place: &Place) {
         let Kernel { nr, run, .. } = self.job.kernel;
         let depth = b.len() / nr;
-        if is_whole {
+        if num_cols == nr {
             // SAFETY: panels hold `depth` times their width; the place was made for these rows and whole columns, and
             // places of different tasks are disjoint.
             unsafe { run(num_rows, depth, a.as_ptr(), b.as_ptr(), place) };
             return;
         }
         let mut sums = [0f32; LARGEST_TILE];
-        let from = std::mem::replace(&mut place.from, std::ptr::null());
-        let plain = Place { from, from_stride: place.from_stride, ..Place::plain(sums.as_mut_ptr(), nr) };
+        let plain = Place::plain(sums.as_mut_ptr(), nr);
         // SAFETY: as above, with a buffer of its own that holds the largest tile.
         unsafe { run(num_rows, depth, a.as_ptr(), b.as_ptr(), &plain) };
         for (i, sums) in sums.chunks_exact(nr).take(num_rows).enumerate() {

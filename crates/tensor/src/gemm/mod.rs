@@ -15,6 +15,7 @@ mod kernel_bf16;
 mod pack;
 mod pack_pairs;
 mod panels;
+mod passes;
 #[cfg(test)]
 mod tests;
 mod thin;
@@ -103,26 +104,13 @@ impl<'a> Mat<'a> {
 
     /// Some rows.
     pub(crate) fn rows(self, range: Range<usize>) -> Mat<'a> {
-        assert!(self.col_stride == 1 && range.start <= range.end && range.end <= self.rows);
-        let skip = if range.is_empty() { 0 } else { range.start * self.row_stride };
-        let data = match self.data {
-            Elements::F32(data) => Elements::F32(&data[skip..]),
-            Elements::BF16(data) => Elements::BF16(&data[skip..]),
-            Elements::F16(data) => Elements::F16(&data[skip..]),
-        };
-        Mat { data, rows: range.len(), ..self }
+        self.t().depths(range).t()
     }
 
     /// Some columns.
     pub(crate) fn columns(self, range: Range<usize>) -> Mat<'a> {
-        assert!(self.col_stride == 1 && range.start <= range.end && range.end <= self.cols);
-        let skip = if self.rows == 0 { 0 } else { range.start };
-        let data = match self.data {
-            Elements::F32(data) => Elements::F32(&data[skip..]),
-            Elements::BF16(data) => Elements::BF16(&data[skip..]),
-            Elements::F16(data) => Elements::F16(&data[skip..]),
-        };
-        Mat { data, cols: range.len(), ..self }
+        assert!(self.col_stride == 1);
+        self.depths(range)
     }
 
     pub(crate) fn num_rows(&self) -> usize {
@@ -131,6 +119,18 @@ impl<'a> Mat<'a> {
 
     pub(crate) fn num_cols(&self) -> usize {
         self.cols
+    }
+
+    /// Some depths of a left side.
+    fn depths(self, range: Range<usize>) -> Mat<'a> {
+        assert!(range.start <= range.end && range.end <= self.cols);
+        let skip = if self.rows == 0 || range.is_empty() { 0 } else { range.start * self.col_stride };
+        let data = match self.data {
+            Elements::F32(data) => Elements::F32(&data[skip..]),
+            Elements::BF16(data) => Elements::BF16(&data[skip..]),
+            Elements::F16(data) => Elements::F16(&data[skip..]),
+        };
+        Mat { data, cols: range.len(), ..self }
     }
 
     /// The transpose.
@@ -274,11 +274,13 @@ pub(crate) struct Term<'a> {
     pub(crate) b: Mat<'a>,
 }
 
-/// to (+)= alpha * sum of a.b over the terms + bias.
+/// to (+)= alpha * (from + sum of a.b over the terms) + bias.
 pub(crate) struct Output<'a> {
     to: MatMut<'a>,
     write: Write,
     alpha: f32,
+    /// Sums over terms computed before, as large as the result.
+    from: Option<&'a [f32]>,
     /// Added to every row; as long as a row.
     bias: Option<&'a [f32]>,
     terms: Vec<Term<'a>>,
@@ -292,7 +294,7 @@ impl<'a> Output<'a> {
 
     /// to (+)= the sum of the products to come.
     pub(crate) fn empty(to: MatMut<'a>, write: Write) -> Output<'a> {
-        Output { to, write, alpha: 1.0, bias: None, terms: vec![] }
+        Output { to, write, alpha: 1.0, from: None, bias: None, terms: vec![] }
     }
 
     /// Adds another product.
@@ -332,7 +334,7 @@ pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> 
         outputs.into_iter().for_each(|output| thin::multiply(arithmetic, output));
         return Ok(());
     }
-    with_units!(arithmetic, P => blocked::multiply(P::kernel(), outputs))
+    with_units!(arithmetic, P => passes::multiply::<P>(outputs))
 }
 
 /// The place of `range` in units of `step`, cut at `limit`.

@@ -260,6 +260,28 @@ fn terms_add_up_share_a_side_and_take_a_bias() {
 }
 
 #[test]
+fn long_sums_take_several_passes() {
+    // Beyond what one pass holds: 8 MiB of packed rows, but for depths of 128.
+    let (m, n, k) = (1030, 33, 9000);
+    let ((a, _), (b, _)) = (random_bf16(1, m * k), random_bf16(2, k * n));
+    let (a, b) = (Mat::strided_bf16(&a, m, k, k), Mat::strided_bf16(&b, n, k, k).t());
+    let bias = random(3, n);
+    let expected: Vec<f32> =
+        plain(&a, &b).iter().enumerate().map(|(at, x)| 1.0 + 2.0 * (2.0 * x) + bias[at % n]).collect();
+    for arithmetic in [Arithmetic::F32, Arithmetic::BF16] {
+        let mut c = vec![1.0; m * n];
+        let output = Output::new(MatMut::new(&mut c, m, n), Write::Add, a, b);
+        multiply(arithmetic, vec![output.plus(a, b).scaled(2.0).with_bias(Some(&bias))]).unwrap();
+        assert!(agree(&c, &expected, 4.0 * tolerance(k)), "{arithmetic:?}");
+        let mut c = vec![f32_to_bf16(1.0); m * n];
+        let output = Output::new(MatMut::bf16(&mut c, m, n), Write::Add, a, b);
+        multiply(arithmetic, vec![output.plus(a, b).scaled(2.0).with_bias(Some(&bias))]).unwrap();
+        let close = |c: u16, x: f32| (bf16_to_f32(c) - x).abs() <= x.abs() * 2f32.powi(-8) + 1e-3;
+        assert!(c.iter().zip(&expected).all(|(&c, &x)| close(c, x)), "{arithmetic:?}");
+    }
+}
+
+#[test]
 fn bf16_bits_do_not_depend_on_the_number_of_threads() {
     let (m, n, k) = (250, 333, 2700);
     let (a, b) = (random(1, m * k), random(2, k * n));

@@ -29,11 +29,19 @@ use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::param::Param;
 use crate::simd::multiversion;
+use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::threads;
 
 /// Rows whose sums one task takes; the order of a sum over rows follows from it.
 const SUM_ROWS: usize = 64;
+
+/// What a normalisation keeps of its input for backward, and its dtype: a bf16 copy when what it gives is bf16 (the gradient
+/// is rounded to as many digits anyway), so that an f32 residual stream is not held.
+fn kept_input(tape: &Tape, x: &Var, to: DType) -> Result<(Tensor, DType)> {
+    let dtype = if to == DType::BF16 && tape.keeps() { DType::BF16 } else { x.value().dtype() };
+    Ok((cast::converted(x.value(), dtype)?, dtype))
+}
 
 /// The weight of a normalisation over `n` elements.
 fn norm_weight(op: &'static str, what: &'static str, weight: &Param, n: usize) -> Result<Tensor> {

@@ -23,7 +23,11 @@ impl Tape {
     }
 }
 
-fn converted(x: &Tensor, dtype: DType) -> Result<Tensor> {
+/// The same numbers in another dtype of activations; the same dtype shares the buffer.
+pub(crate) fn converted(x: &Tensor, dtype: DType) -> Result<Tensor> {
+    if x.dtype() == dtype {
+        return Ok(x.clone());
+    }
     let mut y = Tensor::stale(x.shape(), dtype)?;
     with_element!("cast", "x", x.dtype(), X => with_element!("cast", "target", dtype, Y => {
         let x = X::of(x)?;

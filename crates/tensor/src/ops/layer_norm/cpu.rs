@@ -42,12 +42,12 @@ multiversion! {
     }
 }
 
-pub(super) fn input_gradient<X: Element, Y: Element>(
+pub(super) fn input_gradient<X: Element, Y: Element, D: Element>(
     g: &[Y],
     x: &[X],
     w: &[f32],
     moments: &[f32],
-    dx: &mut [X],
+    dx: &mut [D],
     write: Write,
 ) {
     let n = w.len();
@@ -58,8 +58,8 @@ pub(super) fn input_gradient<X: Element, Y: Element>(
 }
 
 multiversion! {
-    fn input_gradient_rows<X: Element, Y: Element>(
-        g: &[Y], x: &[X], w: &[f32], moments: &[f32], dx: &mut [X], write: Write,
+    fn input_gradient_rows<X: Element, Y: Element, D: Element>(
+        g: &[Y], x: &[X], w: &[f32], moments: &[f32], dx: &mut [D], write: Write,
     ) {
         let n = w.len();
         let rows = g.chunks_exact(n).zip(x.chunks_exact(n)).zip(dx.chunks_exact_mut(n)).zip(moments.chunks_exact(2));
@@ -70,8 +70,8 @@ multiversion! {
             let slope = |g: Y, w: f32, x: X| r * (g.wide() * w - sum - (x.wide() - mean) * r * dot);
             let parts = dx.iter_mut().zip(g).zip(w).zip(x);
             match write {
-                Write::Replace => parts.for_each(|(((dx, &g), &w), &x)| *dx = X::narrow(slope(g, w, x))),
-                Write::Add => parts.for_each(|(((dx, &g), &w), &x)| *dx = X::narrow(dx.wide() + slope(g, w, x))),
+                Write::Replace => parts.for_each(|(((dx, &g), &w), &x)| *dx = D::narrow(slope(g, w, x))),
+                Write::Add => parts.for_each(|(((dx, &g), &w), &x)| *dx = D::narrow(dx.wide() + slope(g, w, x))),
             }
         }
     }

@@ -3,7 +3,8 @@
 //! x and y `[t, n]` f32 or bf16, each its own, w and b `[n]` f32, bf16 or f16; sums in f32, the variance from centred
 //! values.
 //! Backward with s = g * w and z = (x - m) * r: dx = r * (s - mean(s) - z * mean(s * z)), dw = sum of g * z over rows,
-//! db = sum of g. Kept: x, and m and r by row.
+//! db = sum of g. Kept: x, in bf16 when y is bf16, and m
+//! and r by row.
 
 mod cpu;
 #[cfg(test)]
@@ -14,7 +15,7 @@ mod tests;
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::ops::{norm_weight, sum_rows};
+use crate::ops::{kept_input, norm_weight, sum_rows};
 use crate::param::Param;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -48,11 +49,11 @@ impl Tape {
             return Ok(self.constant(y));
         }
         drop(w_wide);
-        let x = x.value().clone();
+        let (kept, kept_dtype) = kept_input(self, x, dtype)?;
         Ok(self.push_op(y, move |g, sweep| {
             let moments = moments.f32s()?;
-            with_element!("layer_norm", "x", x_dtype, X => with_element!("layer_norm", "y", dtype, Y => {
-                let (g, x) = (Y::of(&g)?, X::of(&x)?);
+            with_element!("layer_norm", "x", kept_dtype, X => with_element!("layer_norm", "y", dtype, Y => {
+                let (g, x) = (Y::of(&g)?, X::of(&kept)?);
                 if let Some(weight) = trained_weight {
                     let (dw, write) = sweep.weight(&weight)?;
                     cpu::weight_gradient(g, x, moments, dw, write)?;
@@ -64,7 +65,9 @@ impl Tape {
                 let Some(place) = place else { return Ok(()) };
                 let w = Wide::of(&w)?;
                 sweep.write_as(place, &[t, n], x_dtype, |dx, write| {
-                    cpu::input_gradient(g, x, w.f32s()?, moments, X::of_mut(dx)?, write);
+                    with_element!("layer_norm", "x", x_dtype, D => {
+                        cpu::input_gradient(g, x, w.f32s()?, moments, D::of_mut(dx)?, write);
+                    });
                     Ok(())
                 })
             }))

@@ -30,12 +30,12 @@ multiversion! {
     }
 }
 
-pub(super) fn input_gradient<X: Element, Y: Element>(
+pub(super) fn input_gradient<X: Element, Y: Element, D: Element>(
     g: &[Y],
     x: &[X],
     w: &[f32],
     inverse: &[f32],
-    dx: &mut [X],
+    dx: &mut [D],
     write: Write,
 ) {
     let n = w.len();
@@ -46,8 +46,8 @@ pub(super) fn input_gradient<X: Element, Y: Element>(
 }
 
 multiversion! {
-    fn input_gradient_rows<X: Element, Y: Element>(
-        g: &[Y], x: &[X], w: &[f32], inverse: &[f32], dx: &mut [X], write: Write,
+    fn input_gradient_rows<X: Element, Y: Element, D: Element>(
+        g: &[Y], x: &[X], w: &[f32], inverse: &[f32], dx: &mut [D], write: Write,
     ) {
         let n = w.len();
         let rows = g.chunks_exact(n).zip(x.chunks_exact(n)).zip(dx.chunks_exact_mut(n)).zip(inverse);
@@ -56,10 +56,10 @@ multiversion! {
             let parts = dx.iter_mut().zip(g).zip(w).zip(x);
             match write {
                 Write::Replace => parts.for_each(|(((dx, g), w), x)| {
-                    *dx = X::narrow(r * (g.wide() * w - x.wide() * c));
+                    *dx = D::narrow(r * (g.wide() * w - x.wide() * c));
                 }),
                 Write::Add => parts.for_each(|(((dx, g), w), x)| {
-                    *dx = X::narrow(dx.wide() + r * (g.wide() * w - x.wide() * c));
+                    *dx = D::narrow(dx.wide() + r * (g.wide() * w - x.wide() * c));
                 }),
             }
         }

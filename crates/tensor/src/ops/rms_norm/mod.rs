@@ -1,7 +1,7 @@
 //! RMSNorm: y = x * r * w, r = 1 / sqrt(mean(x^2) + eps), by row (Zhang and Sennrich 2019).
 //!
 //! x and y `[t, n]` f32 or bf16, each its own, w `[n]` f32, bf16 or f16; sums in f32. Backward with s = g * w:
-//! dx = r * (s - x * r^2 * mean(s * x)), dw = sum over rows of g * x * r. Kept: x, and r by row.
+//! dx = r * (s - x * r^2 * mean(s * x)), dw = sum over rows of g * x * r. Kept: x, in bf16 when y is bf16, and r by row.
 
 mod cpu;
 #[cfg(test)]
@@ -12,7 +12,7 @@ mod tests;
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::ops::norm_weight;
+use crate::ops::{kept_input, norm_weight};
 use crate::param::Param;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -41,11 +41,11 @@ impl Tape {
         if place.is_none() && trained.is_none() {
             return Ok(self.constant(y));
         }
-        let x = x.value().clone();
+        let (kept, kept_dtype) = kept_input(self, x, dtype)?;
         Ok(self.push_op(y, move |g, sweep| {
             let inverse = inverse.f32s()?;
-            with_element!("rms_norm", "x", x_dtype, X => with_element!("rms_norm", "y", dtype, Y => {
-                let (g, x) = (Y::of(&g)?, X::of(&x)?);
+            with_element!("rms_norm", "x", kept_dtype, X => with_element!("rms_norm", "y", dtype, Y => {
+                let (g, x) = (Y::of(&g)?, X::of(&kept)?);
                 if let Some(weight) = trained {
                     let (dw, write) = sweep.weight(&weight)?;
                     cpu::weight_gradient(g, x, inverse, dw, write)?;
@@ -53,7 +53,9 @@ impl Tape {
                 let Some(place) = place else { return Ok(()) };
                 let w = Wide::of(&w)?;
                 sweep.write_as(place, &[t, n], x_dtype, |dx, write| {
-                    cpu::input_gradient(g, x, w.f32s()?, inverse, X::of_mut(dx)?, write);
+                    with_element!("rms_norm", "x", x_dtype, D => {
+                        cpu::input_gradient(g, x, w.f32s()?, inverse, D::of_mut(dx)?, write);
+                    });
                     Ok(())
                 })
             }))
