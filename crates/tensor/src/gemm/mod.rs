@@ -121,6 +121,7 @@ pub(crate) fn gemm(to: MatMut<'_>, write: Write, alpha: f32, a: Mat<'_>, b: Mat<
         }
         return Ok(());
     }
+    crate::profile::add_flops(2 * m as u64 * n as u64 * k as u64);
     if thin::fits(m, &b) && matches!(a.data, Elements::F32(_)) {
         thin::multiply(to, write, alpha, a, b, threads);
         return Ok(());
