@@ -72,6 +72,12 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Bytes that the state takes now.
+    pub fn num_bytes(&self) -> u64 {
+        let parts = self.states.iter().flatten().flat_map(State::parts);
+        parts.map(|(_, param)| param.value().num_bytes() as u64).sum()
+    }
+
     /// The state as tensors named `m.NAME`, `v.NAME` and, for 16-bit weights, `master.NAME`.
     pub fn to_tensors(&self) -> Vec<OutTensor<'static>> {
         let mut out = Vec::new();
