@@ -14,7 +14,10 @@ mod profiler;
 mod stats;
 mod trace;
 
+use std::time::{Duration, Instant};
+
 use serde::Serialize;
+use tensor::bench::{GemmBench, Product};
 
 use crate::error::Result;
 
@@ -26,6 +29,9 @@ pub use trace::chrome_trace;
 
 /// Most steps at the beginning of a process that statistics leave out.
 pub const WARMUP_STEPS: usize = 2;
+
+/// How long the machine's peak is measured.
+const PEAK_TIME: Duration = Duration::from_millis(300);
 
 /// What a process measured over its part of a run. The flat names are those that users of other profilers read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -142,9 +148,22 @@ pub fn left_out(count: usize) -> usize {
 }
 
 /// The rate of a large matrix product on all threads in the format that training computes in, in operations a second: the
-/// one place that says what utilisation is a part of. It runs eight products of 7.2 billion operations.
+/// one place that says what utilisation is a part of. The best of at least two runs, and of as many more as begin within
+/// [`PEAK_TIME`].
 pub(crate) fn machine_peak() -> Result<f64> {
-    let peak = tensor::bench::gemm_peak()?;
+    let mut bench = GemmBench::new(Product::Forward, 1536, 1536, 1536)?;
+    let started = Instant::now();
+    let mut best = f64::INFINITY;
+    for run in 0..8 {
+        if run >= 2 && started.elapsed() > PEAK_TIME {
+            break;
+        }
+        let start = Instant::now();
+        bench.run()?;
+        best = best.min(start.elapsed().as_secs_f64());
+    }
+    let peak = bench.flops() / best;
+    drop(bench);
     tensor::memory::release_free();
     Ok(peak)
 }
