@@ -186,6 +186,12 @@ pub struct TrainArgs {
     /// Go on with an earlier run: its newest checkpoint (auto) or a given one
     #[arg(long, value_name = "auto|DIR")]
     pub resume: Option<String>,
+    /// Measure the run: profile.json, profile.csv and trace.json in its folder, and a table at the end (train.profile)
+    #[arg(long)]
+    pub profile: bool,
+    /// Steps of this process that trace.json shows (train.trace_steps)
+    #[arg(long, value_name = "FIRST-LAST")]
+    pub trace_steps: Option<String>,
 }
 
 /// `vidtune plan`.

@@ -19,6 +19,7 @@ mod gradients;
 pub mod memory;
 mod ops;
 mod param;
+pub mod profile;
 mod rng;
 mod row_buffer;
 mod simd;

@@ -223,6 +223,24 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { result }
 }
 
+/// 2^x within 3 units in the last place; 0 below -126, NaN for NaN; for x up to 0. Branch-free.
+#[inline(always)]
+pub(crate) fn exp2(x: f32) -> f32 {
+    const LN2: f32 = std::f32::consts::LN_2;
+    const ROUND: f32 = 12_582_912.0;
+    let low = if x < -126.0 { -126.0 } else { x };
+    let n = (low + ROUND) - ROUND;
+    let r = (low - n) * LN2;
+    let mut p = 1.0 / 720.0;
+    p = p * r + 1.0 / 120.0;
+    p = p * r + 1.0 / 24.0;
+    p = p * r + 1.0 / 6.0;
+    p = p * r + 0.5;
+    p = p * (r * r) + r + 1.0;
+    let factor = f32::from_bits(((n as i32 + 127) << 23) as u32);
+    if x < -126.0 { 0.0 } else { p * factor }
+}
+
 /// 1 / (1 + e^-x).
 #[inline(always)]
 pub(crate) fn sigmoid(x: f32) -> f32 {

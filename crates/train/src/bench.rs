@@ -14,6 +14,7 @@ use tensor::{DType, memory};
 
 use crate::error::{Result, TrainError};
 use crate::plan::{MethodKind, Plan, SchedulerKind, TargetModules};
+use crate::profile::{Summary, machine_peak, rate, resident_peak_bytes};
 use crate::schedule::Schedule;
 use crate::selection::select;
 use crate::step::Trainer;
@@ -64,6 +65,18 @@ pub struct BenchResult {
     pub trainable_parameters: u64,
     /// Pictures in a step.
     pub images: usize,
+    /// Floating-point operations of a step's matrix products, recomputation included.
+    pub flops: u64,
+    /// Those that computed a block a second time.
+    pub recomputed_flops: u64,
+    /// Operations a second at the median, in units of 10^9.
+    pub gflops_per_s: f64,
+    /// Rate of a large matrix product, measured after the steps, in units of 10^9 operations a second.
+    pub peak_gflops_per_s: f64,
+    /// Operations without recomputation as a part of that rate, at the median.
+    pub mfu: f64,
+    /// Largest resident size of the process until the end of the steps, where the system tells it.
+    pub process_peak_bytes: Option<u64>,
 }
 
 const SEED: u64 = 0;
@@ -87,6 +100,7 @@ pub fn bench_step(options: &BenchOptions) -> Result<BenchResult> {
     let mut trainer = Trainer::new(&plan, model, &selection, schedule);
     let window = [batch];
     let (mut losses, mut times) = (Vec::new(), Vec::new());
+    let (mut flops, mut recomputed_flops) = (0, 0);
     for _ in 0..options.steps {
         let start = Instant::now();
         let outcome = trainer.train_step(&window)?;
@@ -97,13 +111,17 @@ pub fn bench_step(options: &BenchOptions) -> Result<BenchResult> {
             outcome.optimizer_time,
         ]);
         losses.push(outcome.loss);
+        (flops, recomputed_flops) = (outcome.flops, outcome.recomputed_flops);
     }
     let [step_s, forward_s, backward_s, optimizer_s] =
-        std::array::from_fn(|i| median(times[options.steps / 3..].iter().map(|t| t[i])));
+        std::array::from_fn(|i| median(times[options.steps / 3..].iter().map(|t| t[i]).collect()));
+    let peak_memory_bytes = memory::stats().peak_bytes as u64;
+    let process_peak_bytes = resident_peak_bytes();
+    let peak = machine_peak(trainer.model.compute())?;
     Ok(BenchResult {
         step_s,
         tokens_per_s: (options.seq * options.batch) as f64 / step_s,
-        peak_memory_bytes: memory::stats().peak_bytes as u64,
+        peak_memory_bytes,
         losses,
         step_times: times.iter().map(|t| t[0]).collect(),
         forward_s,
@@ -112,6 +130,12 @@ pub fn bench_step(options: &BenchOptions) -> Result<BenchResult> {
         parameters: selection.parts.iter().map(|part| part.parameters).sum(),
         trainable_parameters: selection.num_trainable(),
         images: window[0].num_images,
+        flops,
+        recomputed_flops,
+        gflops_per_s: rate(flops, step_s) / 1e9,
+        peak_gflops_per_s: peak / 1e9,
+        mfu: rate(flops - recomputed_flops, step_s) / peak,
+        process_peak_bytes,
     })
 }
 
@@ -187,11 +211,8 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
     Ok(batch)
 }
 
-fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut values: Vec<f64> = values.collect();
-    values.sort_by(f64::total_cmp);
-    let middle = values.len() / 2;
-    if values.len().is_multiple_of(2) { (values[middle - 1] + values[middle]) / 2.0 } else { values[middle] }
+fn median(values: Vec<f64>) -> f64 {
+    Summary::of(values).map_or(0.0, |summary| summary.median)
 }
 
 /// SplitMix64 (Steele et al. 2014): the same numbers on every machine.

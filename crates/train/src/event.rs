@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::metrics::StepMetrics;
+use crate::profile::Profile;
 use crate::selection::PartCount;
 
 /// News of a run, in the order of happening.
@@ -63,6 +64,18 @@ pub enum Event<'a> {
     /// The final model stands under its name.
     Exported {
         /// Its folder.
+        path: &'a Path,
+    },
+    /// The trace of the steps that were asked for stands under its name (`train.trace_steps`).
+    TraceWritten {
+        /// The file.
+        path: &'a Path,
+    },
+    /// The profile of this process stands in the output folder (`train.profile`).
+    Profiled {
+        /// Its figures.
+        profile: &'a Profile,
+        /// The output folder.
         path: &'a Path,
     },
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Result, TrainError};
 
 /// One line of `metrics.jsonl`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct StepMetrics {
     /// Step, from 1.
     pub step: u64,
@@ -28,11 +28,20 @@ pub struct StepMetrics {
     pub input_tokens: u64,
     /// Records of the step.
     pub samples: u64,
+    /// Input tokens that are text.
+    #[serde(default)]
+    pub text_tokens: u64,
+    /// Input tokens that stand for pictures.
+    #[serde(default)]
+    pub visual_tokens: u64,
+    /// Pictures of the step: frames of videos, and still images.
+    #[serde(default)]
+    pub frames: u64,
     /// Seconds from the request for the first batch to the end of the update.
     pub step_time: f64,
     /// Seconds spent waiting for batches.
     pub data_time: f64,
-    /// Seconds in forward passes.
+    /// Seconds in forward passes, upload included; the head's gradient is computed there as well.
     pub forward_time: f64,
     /// Seconds in backward passes, recomputation included.
     pub backward_time: f64,
@@ -40,6 +49,28 @@ pub struct StepMetrics {
     pub optimizer_time: f64,
     /// Largest number of bytes that the engine's buffers held during the step.
     pub peak_memory_bytes: u64,
+    /// Resident bytes of the process after the step, where the system tells them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resident_memory_bytes: Option<u64>,
+    /// Input tokens for each second of `step_time`.
+    #[serde(default)]
+    pub tokens_per_second: f64,
+    /// Records for each second of `step_time`.
+    #[serde(default)]
+    pub samples_per_second: f64,
+    /// Pictures for each second of `step_time`.
+    #[serde(default)]
+    pub frames_per_second: f64,
+    /// Floating-point operations of the step's matrix products, recomputation included.
+    #[serde(default)]
+    pub flops: u64,
+    /// Those that computed a block a second time (`train.gradient_checkpointing`).
+    #[serde(default)]
+    pub recomputed_flops: u64,
+    /// Operations without recomputation as a part of what the machine's measured peak does in `step_time`; under
+    /// `train.profile`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mfu: Option<f64>,
     /// Mean negative log-likelihood over the evaluation set, where the step ended with an evaluation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
@@ -183,6 +214,9 @@ mod tests {
             supervised_tokens: 7,
             input_tokens: 9,
             samples: 1,
+            text_tokens: 5,
+            visual_tokens: 4,
+            frames: 2,
             step_time: 0.5,
             data_time: 0.0,
             forward_time: 0.2,
@@ -190,7 +224,8 @@ mod tests {
             optimizer_time: 0.1,
             peak_memory_bytes: 1000,
             eval_loss: (step == 2).then_some(0.25),
-            eval_time: None,
+            mfu: (step == 3).then_some(0.5),
+            ..StepMetrics::default()
         }
     }
 
@@ -216,6 +251,14 @@ mod tests {
         let back: StepMetrics = serde_json::from_str(&written).unwrap();
         assert_eq!(back.loss.to_bits(), (1.0f64 / 3.0).to_bits());
         assert!(!written.contains("eval_loss"));
+    }
+
+    /// A run that an earlier version began is gone on with.
+    #[test]
+    fn lines_without_the_newer_keys_are_read() {
+        let line = r#"{"step":1,"epoch":0.5,"loss":2.0,"grad_norm":1.0,"learning_rate":0.1,"supervised_tokens":3,"input_tokens":9,"samples":1,"step_time":0.5,"data_time":0.1,"forward_time":0.1,"backward_time":0.2,"optimizer_time":0.1,"peak_memory_bytes":7}"#;
+        let read: StepMetrics = serde_json::from_str(line).unwrap();
+        assert_eq!((read.peak_memory_bytes, read.flops, read.mfu), (7, 0, None));
     }
 
     #[test]

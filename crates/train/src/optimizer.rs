@@ -49,6 +49,17 @@ impl Optimizer {
         &self.tensors
     }
 
+    /// Bytes that the state takes now: both moments, and the f32 copy of a weight that is kept in 16 bits.
+    pub fn num_bytes(&self) -> u64 {
+        let bytes = |(trained, state): (&TrainedTensor, &Option<State>)| {
+            let Some(state) = state else { return 0 };
+            let [m, v] = [&state.m, &state.v].map(|moment| moment.value().num_bytes());
+            let copy = if trained.named.param.dtype() == DType::F32 { 0 } else { m };
+            (m + v + copy) as u64
+        };
+        self.tensors.iter().zip(&self.states).map(bytes).sum()
+    }
+
     /// One update at `step` (from 0) of the schedule; gradients count `grad_scale` times.
     ///
     /// # Errors

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use data::{Ledger, LedgerSummary, Loader};
+use tensor::profile;
 
 use crate::checkpoint::{self, Progress, RunState};
 use crate::error::{ExitClass, Result, TrainError};
@@ -19,6 +20,7 @@ use crate::event::Event;
 use crate::export::{self, CardFacts, FINAL_MODEL, NextSteps, next_steps};
 use crate::metrics::MetricsFile;
 use crate::plan::Plan;
+use crate::profile::{Phase, Profiler};
 use crate::setup::{Job, prepare};
 use crate::step::Trainer;
 
@@ -79,9 +81,11 @@ pub fn run(
     fs::create_dir_all(&output_dir).map_err(|source| TrainError::io("create", &output_dir, source))?;
     let _lock = lock(&output_dir)?;
     checkpoint::sweep(&output_dir)?;
+    let profiler = plan.train.profile.then(|| Profiler::new(&plan.train, &output_dir));
     let (job, trainer) = prepare(plan)?;
     checkpoint::write_json(&output_dir.join("plan.json"), &plan.to_json())?;
     let mut run = Run::new(plan, job, trainer, stop, on_event, start)?;
+    run.measure_with(profiler)?;
     let result = run.train();
     // Also after a failure: the ledger says which records were used before it.
     let ledger = run.write_ledger();
@@ -157,6 +161,7 @@ struct Run<'a> {
     /// Records whose notes were told.
     num_noted: u64,
     has_told_eval_notes: bool,
+    profiler: Option<Profiler>,
     started: Instant,
     seconds_before: f64,
     steps_before: u64,
@@ -227,11 +232,23 @@ impl<'a> Run<'a> {
             last_checkpoint,
             num_noted,
             has_told_eval_notes: false,
+            profiler: None,
             started,
             seconds_before,
             steps_before,
             tokens_before,
         })
+    }
+
+    /// Everything is loaded: measurements begin where the plan asks for them.
+    fn measure_with(&mut self, profiler: Option<Profiler>) -> Result<()> {
+        self.profiler = profiler;
+        let epoch = self.epoch();
+        if let Some(profiler) = &mut self.profiler {
+            profiler.loaded(self.trainer.model.compute(), self.trainer.step_count(), epoch)?;
+            self.started = Instant::now();
+        }
+        Ok(())
     }
 
     fn write_ledger(&self) -> Result<()> {
@@ -240,6 +257,9 @@ impl<'a> Run<'a> {
 
     fn finish(mut self, preempted: bool) -> Result<RunOutcome> {
         self.metrics.sync()?;
+        if let Some(profiler) = &mut self.profiler {
+            profiler.end_of_steps();
+        }
         if !preempted {
             let never_reached = self.trainer.end_watch()?;
             self.tell_never_reached(never_reached);
@@ -256,6 +276,7 @@ impl<'a> Run<'a> {
             next_steps: None,
         };
         if preempted {
+            self.write_profile()?;
             return Ok(outcome);
         }
         checkpoint::write_json(&self.output_dir.join("trainer_state.json"), &self.trainer_state())?;
@@ -274,10 +295,35 @@ impl<'a> Run<'a> {
             records: self.job.num_records(),
             kind: self.job.kind,
         };
+        let start = Instant::now();
+        let span = profile::span("export");
         let path = export::export(self.plan, &self.trainer.model, &self.job.processor, &self.job.model_dir, &facts)?;
+        drop(span);
+        self.note(Phase::Export, start);
         (self.on_event)(&Event::Exported { path: &path });
+        self.write_profile()?;
         outcome.next_steps = Some(next_steps(self.plan, &path, self.job.kind));
         outcome.final_model = Some(path);
         Ok(outcome)
+    }
+
+    /// Adds the time since `start` to the profile, where one is made.
+    fn note(&mut self, phase: Phase, start: Instant) {
+        if let Some(profiler) = &mut self.profiler {
+            profiler.add(phase, start.elapsed().as_secs_f64());
+        }
+    }
+
+    fn write_profile(&mut self) -> Result<()> {
+        let Some(profiler) = &mut self.profiler else {
+            return Ok(());
+        };
+        let (profile, news) = profiler.finish(self.trainer.optimizer.num_bytes())?;
+        self.tell_trace(news);
+        match &profile {
+            Some(profile) => (self.on_event)(&Event::Profiled { profile, path: &self.output_dir }),
+            None => (self.on_event)(&Event::Notice("this process made no step: there is no profile of it")),
+        }
+        Ok(())
     }
 }

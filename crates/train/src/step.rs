@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use data::Batch;
 use models::{LossWeights, Model};
-use tensor::{Gradients, Tape};
+use tensor::{Gradients, Tape, profile};
 
 use crate::error::{Result, TrainError, first_few};
 use crate::optimizer::{Optimizer, clip_factor};
@@ -55,6 +55,14 @@ pub struct StepOutcome {
     pub input_tokens: u64,
     /// Records.
     pub samples: u64,
+    /// Input tokens that stand for pictures.
+    pub visual_tokens: u64,
+    /// Pictures: frames of videos, and still images.
+    pub frames: u64,
+    /// Operations of matrix products, recomputation included.
+    pub flops: u64,
+    /// Those that computed a block a second time.
+    pub recomputed_flops: u64,
     /// Seconds in forward passes, upload included.
     pub forward_time: f64,
     /// Seconds in backward passes, recomputation included.
@@ -105,18 +113,24 @@ impl Trainer {
         if supervised == 0 {
             return Err(TrainError::NothingSupervised { step, records: record_ids(window) });
         }
+        let (flops, recomputed) = (profile::flops(), profile::recomputed_flops());
         self.gradients.clear();
         let weights = LossWeights::Uniform((1.0 / supervised as f64) as f32);
         let (mut loss_sum, mut forward_time, mut backward_time) = (0.0, 0.0, 0.0);
         for (micro, batch) in window.iter().enumerate().filter(|(_, batch)| batch.num_supervised() > 0) {
             let start = Instant::now();
             let tape = Tape::record().with_rng(micro_seed(self.settings.seed, micro as u64), self.step);
+            let span = profile::span("upload");
             let input = infer::upload(batch)?;
+            drop(span);
+            let span = profile::span("forward");
             let out = self.model.loss(&tape, &input, &batch.labels, &weights, self.settings.recompute)?;
             loss_sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
+            drop(span);
             let forward_end = Instant::now();
             // A micro-batch that no trainable tensor takes part in, such as text alone under `projector`, counts in the loss.
             if out.loss.requires_grad() {
+                let _span = profile::span("backward");
                 tape.backward(&out.loss, &mut self.gradients)?;
             }
             forward_time += (forward_end - start).as_secs_f64();
@@ -124,15 +138,19 @@ impl Trainer {
         }
         let start = Instant::now();
         let loss = loss_sum / supervised as f64;
+        let span = profile::span("norm");
         let grad_norm = self.gradients.global_norm();
+        drop(span);
         self.check_finite(step, loss, grad_norm, window)?;
         let never_reached = match self.presence.watch(self.optimizer.tensors(), &self.gradients) {
             true => Some(self.presence.verdict()?),
             false => None,
         };
         let factor = clip_factor(grad_norm, self.settings.clip_norm);
+        let span = profile::span("optimizer");
         self.optimizer.step(&self.gradients, &self.schedule, self.step, factor)?;
         self.gradients.clear();
+        drop(span);
         let learning_rate = self.schedule.learning_rate(self.settings.learning_rate, self.step);
         self.step = step;
         Ok(StepOutcome {
@@ -143,6 +161,10 @@ impl Trainer {
             supervised_tokens: supervised as u64,
             input_tokens: window.iter().map(|batch| batch.num_tokens() as u64).sum(),
             samples: window.iter().map(|batch| batch.num_samples() as u64).sum(),
+            visual_tokens: window.iter().map(|batch| batch.image_rows.len() as u64).sum(),
+            frames: window.iter().map(|batch| batch.num_images as u64).sum(),
+            flops: profile::flops() - flops,
+            recomputed_flops: profile::recomputed_flops() - recomputed,
             forward_time,
             backward_time,
             optimizer_time: start.elapsed().as_secs_f64(),

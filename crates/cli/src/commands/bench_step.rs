@@ -39,19 +39,21 @@ pub fn run(args: &BenchStepArgs, common: &Common, console: &Console) -> Result<E
     if args.json {
         let mut line = serde_json::to_value(&result)?;
         if let Value::Object(fields) = &mut line {
-            fields.insert("process_peak_bytes".to_owned(), json!(process_peak()));
             fields.insert("threads".to_owned(), json!(tensor::num_threads()));
             fields.insert("dtype".to_owned(), json!(dtype.word()));
         }
         output::print_json(&line)?;
     } else {
         let text = format!(
-            "{:.3} s a step ({:.3} forward, {:.3} backward, {:.3} optimizer), {:.0} tokens/s, {} at most, {} trainable parameters\n",
+            "{:.3} s a step ({:.3} forward, {:.3} backward, {:.3} optimizer), {:.0} tokens/s, {:.1} GFLOP/s (MFU {:.1} % of {:.1}), {} at most, {} trainable parameters\n",
             result.step_s,
             result.forward_s,
             result.backward_s,
             result.optimizer_s,
             result.tokens_per_s,
+            result.gflops_per_s,
+            100.0 * result.mfu,
+            result.peak_gflops_per_s,
             bytes(result.peak_memory_bytes),
             result.trainable_parameters,
         );
@@ -75,12 +77,4 @@ fn read_tokens(path: &Path, count: usize) -> Result<Vec<u32>> {
         u32::try_from(id).map_err(|_| bad(format!("`{id}` is not a token id")))
     });
     Ok(ids.collect::<Result<_, _>>()?)
-}
-
-/// Largest resident size of this process, where the system tells it.
-fn process_peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
-    Some(kibibytes * 1024)
 }

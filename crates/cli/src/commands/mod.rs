@@ -11,5 +11,6 @@ pub mod eval;
 pub mod generate;
 pub mod init;
 pub mod plan;
+pub mod profile_table;
 pub mod score;
 pub mod train;

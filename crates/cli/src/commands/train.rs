@@ -13,6 +13,7 @@ use train::{Event, ReportOptions, Resume, RunOutcome, plan_report};
 
 use crate::args::{Common, DeviceChoice, TrainArgs};
 use crate::commands::plan::{part_table, text_of};
+use crate::commands::profile_table;
 use crate::console::{Console, bytes, duration};
 use crate::failure::{CliError, Exit};
 use crate::output;
@@ -22,7 +23,10 @@ use crate::output;
 /// # Errors
 /// The plan is refused, or the run fails.
 pub fn run(args: &TrainArgs, common: &Common, console: &Console) -> Result<ExitCode> {
-    let plan = Plan::load(&args.plan, &overrides(&args.overrides, common))?;
+    let mut overrides = overrides(&args.overrides, common);
+    overrides.extend(args.profile.then(|| "train.profile=true".to_owned()));
+    overrides.extend(args.trace_steps.as_ref().map(|steps| format!("train.trace_steps={steps}")));
+    let plan = Plan::load(&args.plan, &overrides)?;
     if args.dry_run {
         let report = plan_report(&plan, &ReportOptions::default())?;
         output::write_json(None, &report)?;
@@ -110,6 +114,11 @@ pub fn show(event: &Event<'_>, console: &Console) {
         Event::CheckpointWritten { path } => tell_path("checkpoint", "checkpoint", path, console),
         Event::CheckpointRemoved { path } => tell_path("checkpoint_removed", "removed", path, console),
         Event::Exported { path } => tell_path("exported", "final model", path, console),
+        Event::TraceWritten { path } => tell_path("trace", "trace", path, console),
+        Event::Profiled { profile, path } => {
+            let fields = json!({"path": path, "profile": profile});
+            console.event("profile", fields, || Some(profile_table::text_of(profile, path)));
+        }
     }
 }
 

@@ -316,24 +316,7 @@ mod tests {
     use super::*;
 
     fn report() -> Report {
-        let step = |step, loss| StepMetrics {
-            step,
-            epoch: 0.0,
-            loss,
-            grad_norm: 0.0,
-            learning_rate: 0.0,
-            supervised_tokens: 0,
-            input_tokens: 0,
-            samples: 0,
-            step_time: 0.0,
-            data_time: 0.0,
-            forward_time: 0.0,
-            backward_time: 0.0,
-            optimizer_time: 0.0,
-            peak_memory_bytes: 0,
-            eval_loss: None,
-            eval_time: None,
-        };
+        let step = |step, loss| StepMetrics { step, loss, ..StepMetrics::default() };
         Report {
             rows: vec![TypeRow {
                 name: "order",

@@ -208,7 +208,8 @@ fn steps_are_timed_on_any_configuration() {
         let run = line("bench step --seq 32 --batch 2 --steps 4 --json", &["--config", &config, "--method", method]);
         let found = run.expect(0).json();
         assert_eq!(found["losses"].as_array().unwrap().len(), 4);
-        for key in ["step_s", "tokens_per_s", "peak_memory_bytes"] {
+        for key in ["step_s", "tokens_per_s", "peak_memory_bytes", "flops", "mfu", "gflops_per_s", "peak_gflops_per_s"]
+        {
             assert!(found[key].as_f64().unwrap() > 0.0, "{key}: {found}");
         }
     }

@@ -67,6 +67,23 @@ fn a_folder_of_videos_trains_to_an_answer() {
     line("generate --num-frames 2 --max-new-tokens 4", &args).expect(0);
 }
 
+#[test]
+fn a_profiled_run_ends_with_a_table() {
+    let (dir, plan) = folder();
+    let run = with("train", &plan, &["--profile", "--trace-steps", "1-2", "train.num_train_epochs=1"]).expect(0);
+    for part in ["profile of steps 1 to 2\n", "\n  forward ", "tokens/s (", "; MFU ", "profile.json`"] {
+        assert!(run.stderr.contains(part), "{part}: {}", run.stderr);
+    }
+    let output = dir.path().join("run");
+    let read = |name: &str| serde_json::from_slice::<Value>(&std::fs::read(output.join(name)).unwrap()).unwrap();
+    assert_eq!(read("profile.json")["steps"]["count"], json!(2));
+    assert_eq!(read("plan.json")["train"]["trace_steps"], json!("1-2"));
+    let steps = read("trace.json")["traceEvents"].as_array().unwrap().iter().filter(|e| e["cat"] == "step").count();
+    assert_eq!(steps, 2);
+    let run = with("train", &plan, &["--trace-steps", "1-2", "--dry-run"]).expect(2);
+    assert!(run.stderr.contains("`train.trace_steps` has no effect without `train.profile`"), "{}", run.stderr);
+}
+
 /// Waits until the run has written this many steps.
 fn wait_for_steps(metrics: &Path, count: usize, child: &mut Child) {
     let start = Instant::now();

@@ -68,6 +68,8 @@ mod x86 {
     /// # Safety
     /// See [`crate::gemm::kernel::Tile`]; at most `ROWS` rows of the result are touched.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512bf16")]
+    // Indices name registers.
+    #[allow(clippy::needless_range_loop)]
     pub(super) unsafe fn tile<const ROWS: usize>(depth: usize, mut a: *const Pair, mut b: *const Pair, place: &Place) {
         // SAFETY: the caller promises the sizes of the panels and of the tile.
         unsafe {

@@ -29,6 +29,7 @@ pub(crate) use panels::{Left, Pooled, Right, Tiles};
 use crate::dtype::DType;
 use crate::error::{Error, Result};
 use crate::gradients::Write;
+use crate::profile;
 use crate::tensor::Tensor;
 use crate::threads::Shared;
 
@@ -306,6 +307,10 @@ impl<'a> Output<'a> {
         self
     }
 
+    fn flops(&self) -> u64 {
+        self.terms.iter().map(|term| 2 * (self.to.rows * self.to.cols * term.a.cols) as u64).sum()
+    }
+
     /// Multiplies the sum of the products.
     pub(crate) fn scaled(self, alpha: f32) -> Output<'a> {
         Output { alpha, ..self }
@@ -330,6 +335,7 @@ pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> 
     let Some(first) = outputs.first() else { return Ok(()) };
     let rows = first.to.rows;
     assert!(outputs.iter().all(|output| output.to.rows == rows));
+    profile::add_flops(outputs.iter().map(Output::flops).sum());
     if outputs.iter().all(thin::fits) {
         outputs.into_iter().for_each(|output| thin::multiply(arithmetic, output));
         return Ok(());

@@ -5,6 +5,7 @@ use crate::error::{Error, Result};
 use crate::gradients::{Gradients, Write};
 use crate::ops::add;
 use crate::param::Param;
+use crate::profile;
 use crate::tape::{Entry, Mode, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -118,7 +119,10 @@ impl Tape {
             let entry = std::mem::replace(&mut self.entries.borrow_mut()[index], Entry::Spent);
             let upstream = sweep.slots[index].take();
             match (entry, upstream) {
-                (Entry::Op(backward), Some(upstream)) => backward(upstream, &mut sweep)?,
+                (Entry::Op(name, backward), Some(upstream)) => {
+                    let _span = profile::backward_span(name);
+                    backward(upstream, &mut sweep)?;
+                }
                 (Entry::Leaf, upstream) => leaf_grads[index] = upstream,
                 (Entry::Spent | Entry::Traced, Some(_)) => {
                     return Err(Error::Backward { reason: "this part of the tape was walked over before".into() });

@@ -2,6 +2,7 @@
 //! Refuses to decide which blocks are worth it.
 
 use crate::error::Result;
+use crate::profile;
 use crate::tape::{Mode, Tape, Var};
 
 impl Tape {
@@ -30,7 +31,9 @@ impl Tape {
         Ok(self.push_op(output.into_value(), move |upstream, sweep| {
             let vars = inner_inputs(&again, &inputs);
             drop(inputs);
+            let counted = profile::recompute();
             let output = f(&again, &vars)?;
+            drop(counted);
             let leaves: Vec<Var> = vars.into_iter().filter(Var::requires_grad).collect();
             let found = again.backward_with(&[(output, upstream)], &leaves, sweep.gradients())?;
             for (place, gradient) in places.into_iter().flatten().zip(found) {

@@ -71,7 +71,8 @@ type Backward = Box<dyn FnOnce(Tensor, &mut Sweep<'_>) -> Result<()>>;
 
 enum Entry {
     Leaf,
-    Op(Backward),
+    /// With the type name of the closure, which names the operator in a trace.
+    Op(&'static str, Backward),
     /// Seen while tracing.
     Traced,
     /// Consumed by backward.
@@ -154,7 +155,7 @@ impl Tape {
         backward: impl FnOnce(Tensor, &mut Sweep<'_>) -> Result<()> + 'static,
     ) -> Var {
         let entry = match self.mode {
-            Mode::Record => Entry::Op(Box::new(backward)),
+            Mode::Record => Entry::Op(std::any::type_name_of_val(&backward), Box::new(backward)),
             _ => Entry::Traced,
         };
         self.push(value, entry)

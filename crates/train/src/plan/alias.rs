@@ -210,7 +210,11 @@ pub(crate) const ALIASES: &[Alias] = {
         alias("resume_from_checkpoint", Refused("pass `--resume auto` or `--resume DIR`"), HF),
         alias("overwrite_output_dir", Only("false", "an earlier run is never overwritten"), HF),
         alias("use_cpu", Switch("model.device", "cpu"), HF),
-        alias("profiling_dir", Refused("remove it; `metrics.jsonl` holds the times of every step"), EGO4D),
+        alias(
+            "profiling_dir",
+            Refused("write `train.profile: true`; `profile.json` stands in `train.output_dir`"),
+            EGO4D,
+        ),
         // Parallel
         alias("deepspeed_config", Same("parallel.deepspeed"), EGO4D),
         alias("sp_ulysses_degree", Refused("not built yet; one device only"), LMMS),

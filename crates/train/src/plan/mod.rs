@@ -27,7 +27,8 @@ pub use problem::{PlanError, Problem};
 pub use reference::reference_page;
 pub use sections::{
     ByteSize, HubPlan, LearningRates, LoraPlan, MethodKind, MethodPlan, ModelPlan, Offload, OptimizerKind,
-    ParallelPlan, SchedulerKind, SchedulerSettings, Strategy, TargetModules, TrackingPlan, TrainPlan, WeightDtype,
+    ParallelPlan, SchedulerKind, SchedulerSettings, StepWindow, Strategy, TargetModules, TrackingPlan, TrainPlan,
+    WeightDtype,
 };
 
 use field::{Section, Source};

@@ -229,6 +229,10 @@ section! {
         data_seed: Option<u64> = None;
         /// Largest file of exported weights.
         max_shard_size: ByteSize = ByteSize(5_000_000_000) => free;
+        /// Write `profile.json`, `profile.csv` and `trace.json`: where time, tokens and arithmetic went.
+        profile: bool = false => free;
+        /// With `profile`: the steps that `trace.json` shows, counted from 1 in each process of the run; `null` for no trace.
+        trace_steps: Option<StepWindow> = Some(StepWindow { first: 3, last: 8 }) => free;
         sections {
             /// Settings of single schedules.
             lr_scheduler_kwargs: SchedulerSettings;
@@ -349,6 +353,32 @@ impl PlanValue for ByteSize {
         let decimal =
             [("GB", 1_000_000_000), ("MB", 1_000_000)].into_iter().find(|(_, factor)| self.0.is_multiple_of(*factor));
         decimal.map_or(Json::from(self.0), |(unit, factor)| Json::from(format!("{}{unit}", self.0 / factor)))
+    }
+}
+
+/// Steps from one to another, both among them: `3-8`, or `5` for one step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StepWindow {
+    /// The first step, from 1.
+    pub first: u64,
+    /// The last step.
+    pub last: u64,
+}
+
+impl PlanValue for StepWindow {
+    fn type_name() -> String {
+        "steps, such as 3-8".to_owned()
+    }
+    fn read(node: &Node) -> Result<Self, String> {
+        let expected = || "a step or a range of steps from 1, such as `3-8`".to_owned();
+        let text = node.text().ok_or_else(expected)?;
+        let (first, last) = text.split_once('-').unwrap_or((text, text));
+        let number = |text: &str| text.trim().parse::<u64>().map_err(|_| expected());
+        let window = StepWindow { first: number(first)?, last: number(last)? };
+        if window.first == 0 || window.last < window.first { Err(expected()) } else { Ok(window) }
+    }
+    fn write(&self) -> Json {
+        Json::from(format!("{}-{}", self.first, self.last))
     }
 }
 

@@ -7,7 +7,7 @@ use regex::Regex;
 
 use super::field::Source;
 use super::problem::Problem;
-use super::sections::{MethodKind, Offload, SchedulerKind, Strategy, TargetModules};
+use super::sections::{MethodKind, Offload, SchedulerKind, Strategy, TargetModules, TrainPlan};
 use super::{Place, Plan};
 
 /// Every problem of the plan, each placed at the key that the message is about.
@@ -18,6 +18,7 @@ pub(super) fn problems(plan: &Plan, source: &Source) -> Vec<Problem> {
     findings.learning_rates();
     findings.lora();
     findings.length_and_batch();
+    findings.profile();
     findings.optimizer();
     findings.schedule();
     findings.saving_and_evaluation();
@@ -284,6 +285,15 @@ impl Findings<'_> {
             if count == 0 {
                 self.add(key, format!("`{key}` must be at least 1"), "write `1` or more");
             }
+        }
+    }
+
+    fn profile(&mut self) {
+        let train = &self.plan.train;
+        // A resolved plan spells the default out.
+        if !train.profile && train.trace_steps != TrainPlan::default().trace_steps {
+            let message = "`train.trace_steps` has no effect without `train.profile`";
+            self.add("train.trace_steps", message, "write `train.profile: true`, or remove it");
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic;
 use std::time::Instant;
 
 use data::{Batch, LedgerEvent, Status};
-use tensor::memory;
+use tensor::{memory, profile};
 
 use super::Run;
 use crate::checkpoint::{self, Best, Contents, Pending, RunState};
@@ -15,6 +15,7 @@ use crate::evaluate::eval_loss;
 use crate::event::Event;
 use crate::metrics::{LogEntry, StepMetrics, TrainerState};
 use crate::plan::Strategy;
+use crate::profile::{Phase, TraceNews, rate, resident_bytes};
 use crate::step::StepOutcome;
 
 /// Records whose notes are told while a run goes on.
@@ -25,6 +26,13 @@ struct Window {
     batches: Vec<Batch>,
     news: Vec<LedgerEvent>,
     data_time: f64,
+}
+
+/// What a step cost besides what the trainer measures.
+struct Cost {
+    step_time: f64,
+    data_time: f64,
+    peak_memory_bytes: u64,
 }
 
 impl Run<'_> {
@@ -43,17 +51,28 @@ impl Run<'_> {
                 self.checkpoint_now()?;
                 return Ok(true);
             }
+            if let Some(profiler) = &mut self.profiler {
+                let news = profiler.before_step()?;
+                self.tell_trace(news);
+            }
+            let (start, span) = (Instant::now(), profile::span_at("step", self.trainer.step_count() + 1));
             let Some(window) = self.next_window()? else {
+                span.discard();
                 break;
             };
             memory::reset_peak();
             let outcome = self.trainer.train_step(&window.batches)?;
-            let peak_memory_bytes = memory::stats().peak_bytes as u64;
+            drop(span);
+            let cost = Cost {
+                step_time: start.elapsed().as_secs_f64(),
+                data_time: window.data_time,
+                peak_memory_bytes: memory::stats().peak_bytes as u64,
+            };
             for event in &window.news {
                 self.tell_notes(event);
                 self.ledger.record(event);
             }
-            if self.after_step(outcome, window.data_time, peak_memory_bytes)? {
+            if self.after_step(outcome, cost)? {
                 return Ok(true);
             }
         }
@@ -84,7 +103,7 @@ impl Run<'_> {
     }
 
     fn collect_window(&mut self) -> Result<Option<Window>> {
-        let start = Instant::now();
+        let (start, _span) = (Instant::now(), profile::span("data"));
         let wanted = self.plan.train.gradient_accumulation_steps;
         let num_epochs = self.plan.train.num_train_epochs.ceil() as u64;
         let (mut batches, mut news) = (Vec::new(), Vec::new());
@@ -144,12 +163,13 @@ impl Run<'_> {
     }
 
     /// Notes what a step measured and completes it; returns whether a signal came in between.
-    fn after_step(&mut self, outcome: StepOutcome, data_time: f64, peak_memory_bytes: u64) -> Result<bool> {
+    fn after_step(&mut self, outcome: StepOutcome, cost: Cost) -> Result<bool> {
         let loader = self.loader.state();
         // The loader says that an epoch is over either on its last batch or one call later.
         let is_epoch_end = loader.cursor == 0 || loader.cursor >= loader.num_records;
-        let epoch = loader.epoch as f64 + loader.cursor as f64 / loader.num_records.max(1) as f64;
-        let step_time = data_time + outcome.forward_time + outcome.backward_time + outcome.optimizer_time;
+        let epoch = self.epoch();
+        let Cost { step_time, data_time, peak_memory_bytes } = cost;
+        let model_flops = outcome.flops - outcome.recomputed_flops;
         let metrics = StepMetrics {
             step: outcome.step,
             epoch,
@@ -159,15 +179,28 @@ impl Run<'_> {
             supervised_tokens: outcome.supervised_tokens,
             input_tokens: outcome.input_tokens,
             samples: outcome.samples,
+            text_tokens: outcome.input_tokens - outcome.visual_tokens,
+            visual_tokens: outcome.visual_tokens,
+            frames: outcome.frames,
             step_time,
             data_time,
             forward_time: outcome.forward_time,
             backward_time: outcome.backward_time,
             optimizer_time: outcome.optimizer_time,
             peak_memory_bytes,
+            resident_memory_bytes: resident_bytes(),
+            tokens_per_second: rate(outcome.input_tokens, step_time),
+            samples_per_second: rate(outcome.samples, step_time),
+            frames_per_second: rate(outcome.frames, step_time),
+            flops: outcome.flops,
+            recomputed_flops: outcome.recomputed_flops,
+            mfu: self.profiler.as_ref().map(|profiler| profiler.mfu(model_flops, step_time)),
             eval_loss: None,
             eval_time: None,
         };
+        if let Some(profiler) = &mut self.profiler {
+            profiler.add_step(&metrics);
+        }
         self.last_loss = Some(outcome.loss);
         self.progress.loss_sum += outcome.loss;
         self.progress.num_losses += 1;
@@ -220,6 +253,23 @@ impl Run<'_> {
         }
     }
 
+    /// Tells what became of the trace.
+    pub(super) fn tell_trace(&mut self, news: Option<TraceNews>) {
+        let Some(TraceNews { path, notice }) = news else { return };
+        if let Some(path) = path {
+            (self.on_event)(&Event::TraceWritten { path: &path });
+        }
+        if let Some(notice) = notice {
+            (self.on_event)(&Event::Notice(&notice));
+        }
+    }
+
+    /// Passes over the data so far, with the part of the present one.
+    pub(super) fn epoch(&self) -> f64 {
+        let loader = self.loader.state();
+        loader.epoch as f64 + loader.cursor as f64 / loader.num_records.max(1) as f64
+    }
+
     fn log_step(&mut self, metrics: &StepMetrics) {
         let mean = self.progress.loss_sum / self.progress.num_losses.max(1) as f64;
         (self.progress.loss_sum, self.progress.num_losses) = (0.0, 0);
@@ -241,11 +291,13 @@ impl Run<'_> {
         };
         let step = metrics.step;
         (self.on_event)(&Event::EvaluationStarted { step, records: set.dataset.len() });
-        let start = Instant::now();
+        let (start, span) = (Instant::now(), profile::span("evaluation"));
         let mut noted = Vec::new();
         let Some(loss) = eval_loss(&self.trainer.model, set, self.stop, &mut noted)? else {
             return Ok(false);
         };
+        drop(span);
+        self.note(Phase::Evaluation, start);
         // They are the same at every evaluation.
         if !std::mem::replace(&mut self.has_told_eval_notes, true) {
             let more = noted.len().saturating_sub(MAX_NOTICES as usize);
@@ -293,6 +345,7 @@ impl Run<'_> {
         if step == 0 || self.last_checkpoint.as_ref() == Some(&target) {
             return Ok(());
         }
+        let (start, span) = (Instant::now(), profile::span("checkpoint"));
         // A checkpoint of step N promises the metrics up to step N.
         self.metrics.sync()?;
         let state = RunState::new(
@@ -306,6 +359,8 @@ impl Run<'_> {
         let contents =
             Contents { plan: self.plan, processor: &self.job.processor, state, trainer_state: self.trainer_state() };
         let path = checkpoint::save(&self.output_dir, &self.trainer, &contents)?;
+        drop(span);
+        self.note(Phase::Checkpoint, start);
         (self.on_event)(&Event::CheckpointWritten { path: &path });
         self.last_checkpoint = Some(path);
         let best = self.progress.best.map(|best| best.step);
@@ -316,7 +371,7 @@ impl Run<'_> {
     }
 
     pub(super) fn trainer_state(&self) -> TrainerState {
-        let (train, loader) = (&self.plan.train, self.loader.state());
+        let train = &self.plan.train;
         let best = self.progress.best;
         let best_folder = best.map(|best| checkpoint::folder(&self.output_dir, best.step));
         let num_steps = self.trainer.schedule().num_training_steps;
@@ -324,7 +379,7 @@ impl Run<'_> {
             best_metric: best.map(|best| best.eval_loss),
             best_model_checkpoint: best_folder.map(|path| path.display().to_string()),
             best_global_step: best.map(|best| best.step),
-            epoch: loader.epoch as f64 + loader.cursor as f64 / loader.num_records.max(1) as f64,
+            epoch: self.epoch(),
             eval_steps: train.eval_steps,
             global_step: self.trainer.step_count(),
             is_local_process_zero: true,

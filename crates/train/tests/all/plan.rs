@@ -483,6 +483,34 @@ fn contradictions_of_rates_and_optimizer() {
 }
 
 #[test]
+fn steps_to_trace() {
+    let window = |overrides: &[&str]| {
+        let overrides: Vec<String> = overrides.iter().map(|s| (*s).to_owned()).collect();
+        let train = Plan::from_yaml(GOOD, &overrides).unwrap_or_else(|error| panic!("{error}")).train;
+        (train.profile, train.trace_steps.map(|window| (window.first, window.last)))
+    };
+    assert_eq!(window(&[]), (false, Some((3, 8))));
+    assert_eq!(window(&["train.profile=true"]), (true, Some((3, 8))));
+    assert_eq!(window(&["train.profile=true", "train.trace_steps=5"]), (true, Some((5, 5))));
+    assert_eq!(window(&["train.profile=true", "train.trace_steps=10 - 12"]), (true, Some((10, 12))));
+    assert_eq!(window(&["train.profile=true", "train.trace_steps=null"]), (true, None));
+    for bad in ["0", "0-4", "8-3", "3-", "-3", "3-8-9", "all"] {
+        check(
+            "  profile: true\n",
+            &[&format!("train.trace_steps={bad}")],
+            &format!(
+                "argument `train.trace_steps={bad}`: `train.trace_steps` must be a step or a range of steps from 1, such as `3-8`, found `{bad}`"
+            ),
+        );
+    }
+    check(
+        "  trace_steps: 1-2\n",
+        &[],
+        "line 7, column 3: `train.trace_steps` has no effect without `train.profile`\n  hint: write `train.profile: true`, or remove it",
+    );
+}
+
+#[test]
 fn contradictions_of_saving_and_evaluation() {
     let eval = "data.eval=[{path: e.json}]";
     check(

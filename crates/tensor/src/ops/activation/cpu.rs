@@ -95,32 +95,38 @@ macro_rules! with_activation {
     };
 }
 
+// Loops, not closures: the compiler may leave a closure of this size outside of the function with the instruction set.
+
 multiversion! {
     fn forward_piece<E: Element>(a: Activation, x: &[E], y: &mut [E]) {
-        with_activation!(a, f => y.iter_mut().zip(x).for_each(|(y, &x)| *y = E::narrow(f(x.wide()).0)));
+        with_activation!(a, f => for (y, &x) in y.iter_mut().zip(x) {
+            *y = E::narrow(f(x.wide()).0);
+        });
     }
 }
 
 multiversion! {
     fn backward_piece<E: Element>(a: Activation, g: &[E], x: &mut [E]) {
-        with_activation!(a, f => x.iter_mut().zip(g).for_each(|(x, &g)| *x = E::narrow(g.wide() * f(x.wide()).1)));
+        with_activation!(a, f => for (x, &g) in x.iter_mut().zip(g) {
+            *x = E::narrow(g.wide() * f(x.wide()).1);
+        });
     }
 }
 
 multiversion! {
     fn gated_forward_row<E: Element>(a: Activation, gate: &[E], up: &[E], y: &mut [E]) {
-        with_activation!(a, f => y.iter_mut().zip(gate).zip(up).for_each(|((y, &gate), &up)| {
+        with_activation!(a, f => for ((y, &gate), &up) in y.iter_mut().zip(gate).zip(up) {
             *y = E::narrow(f(gate.wide()).0 * up.wide());
-        }));
+        });
     }
 }
 
 multiversion! {
     fn gated_backward_row<E: Element>(a: Activation, g: &[E], gate: &mut [E], up: &mut [E]) {
-        with_activation!(a, f => gate.iter_mut().zip(up).zip(g).for_each(|((gate, up), &g)| {
+        with_activation!(a, f => for ((gate, up), &g) in gate.iter_mut().zip(up).zip(g) {
             let (value, slope) = f(gate.wide());
             *gate = E::narrow(g.wide() * up.wide() * slope);
             *up = E::narrow(g.wide() * value);
-        }));
+        });
     }
 }

@@ -15,6 +15,7 @@ use std::str::FromStr;
 
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -61,6 +62,7 @@ impl FromStr for Activation {
 impl Tape {
     /// a(x), element by element.
     pub fn activation(&self, x: &Var, a: Activation) -> Result<Var> {
+        let _span = profile::span("activation");
         let place = self.place("activation", "x", x)?;
         let dtype = x.value().dtype();
         let mut y = Tensor::stale(x.shape(), dtype)?;
@@ -76,6 +78,7 @@ impl Tape {
 
     /// a(gate) * up; x `[t, 2 n]` holds gate and up side by side, the result is `[t, n]`.
     pub fn gated(&self, x: &Var, a: Activation) -> Result<Var> {
+        let _span = profile::span("gated");
         let place = self.place("gated", "x", x)?;
         let (t, n) = match *x.shape() {
             [t, width] if width % 2 == 0 => (t, width / 2),

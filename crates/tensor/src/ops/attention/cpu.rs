@@ -2,14 +2,16 @@
 //! of queries; a backward task is one query head of one sequence, whose key and value gradients are added over the heads of
 //! a group in order afterwards.
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
+use super::soft::{Running, score_gradient, soften};
 use super::{AttentionSpec, Mask};
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::{Left, Mat, Pooled, Right, Tiles, Unit};
 use crate::gradients::Write;
-use crate::simd::{exp, max, multiversion, sum_zip, sum2};
+use crate::simd::{multiversion, sum_zip};
 use crate::threads::{self, Shared};
 
 /// Panels of queries, and keys, of a forward tile: its scores stay in the first-level cache.
@@ -159,7 +161,7 @@ impl<P: Unit> PackedHeads<P> {
     }
 }
 
-/// Writes o and the log-sum-exp `[heads, queries]`.
+/// Writes o and the log-sum-exp `[heads, queries]`, to the base 2.
 pub(super) fn forward<P: Unit, E: Element>(
     spec: &AttentionSpec,
     [q, k, v]: Inputs<'_>,
@@ -174,6 +176,7 @@ pub(super) fn forward<P: Unit, E: Element>(
     let step = QUERY_PANELS * tools.rows();
     let all: Vec<Tile> = (0..spec.cu_q.len() - 1).flat_map(|s| tiles(spec, s, step)).collect();
     let lse = Shared::new(lse);
+    let scale = spec.scale * LOG2_E;
     let width = tools.padded(d);
     threads::try_for_each_task(all.len() * spec.num_heads, work(spec), |i| {
         // Heads of a group follow each other, so that they find the keys in the cache.
@@ -188,11 +191,11 @@ pub(super) fn forward<P: Unit, E: Element>(
         let (scores, sums) = scratch.get_mut().split_at_mut(step * KEYS);
         sums.fill(0.0);
         let q = tools.pack_left(q.rows(tile.queries.clone()).columns(head * d..(head + 1) * d), q_panels);
-        let mut soft = vec![Running { max: f32::NEG_INFINITY, sum: 0.0 }; rows];
+        let mut soft = vec![Running::NONE; rows];
         for keys in tile.key_tiles(KEYS) {
             let local = keys.start - tile.keys.start..keys.end - tile.keys.start;
             let right = keys_packed.keys(&tools, tile.sequence, head / group, local.clone(), d);
-            tools.run(q, right, d.div_ceil(P::DEPTHS), scores, KEYS, Write::Replace, spec.scale);
+            tools.run(q, right, d.div_ceil(P::DEPTHS), scores, KEYS, Write::Replace, scale);
             for (row, (soft, (scores, sums))) in
                 soft.iter_mut().zip(scores.chunks_exact_mut(KEYS).zip(sums.chunks_exact_mut(width))).enumerate()
             {
@@ -207,39 +210,10 @@ pub(super) fn forward<P: Unit, E: Element>(
             let o = unsafe { o.row(tile.queries.start + row, head * d..(head + 1) * d) };
             let factor = if soft.sum > 0.0 { 1.0 / soft.sum } else { 0.0 };
             scale_into(sums, factor, o);
-            lse[row] = soft.max + soft.sum.ln();
+            lse[row] = soft.log_sum();
         }
         Ok(())
     })
-}
-
-/// The softmax of one query so far: the largest score, and the sum of exponentials relative to it.
-#[derive(Clone, Copy)]
-struct Running {
-    max: f32,
-    sum: f32,
-}
-
-multiversion! {
-    /// Replaces the visible scores by exponentials, the others by 0, and rescales what was summed before.
-    fn soften(scores: &mut [f32], visible: usize, soft: &mut Running, sums: &mut [f32]) {
-        let (seen, hidden) = scores.split_at_mut(visible);
-        hidden.fill(0.0);
-        let largest = max(seen);
-        let new_max = if largest > soft.max { largest } else { soft.max };
-        if new_max == f32::NEG_INFINITY {
-            seen.fill(0.0);
-            return;
-        }
-        if new_max > soft.max {
-            let factor = exp(soft.max - new_max);
-            soft.sum *= factor;
-            sums.iter_mut().for_each(|s| *s *= factor);
-            soft.max = new_max;
-        }
-        seen.iter_mut().for_each(|s| *s = exp(*s - new_max));
-        soft.sum += sum2(seen, seen, |s, _| s);
-    }
 }
 
 multiversion! {
@@ -346,7 +320,7 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
                 let (n, first) = (keys.len(), keys.start - tile.keys.start);
                 let local = first..first + n;
                 let keys_side = self.sides.keys_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
-                tools.run(q_side, keys_side, units, p, BACKWARD_KEYS, Write::Replace, spec.scale);
+                tools.run(q_side, keys_side, units, p, BACKWARD_KEYS, Write::Replace, spec.scale * LOG2_E);
                 let values_side = self.sides.values_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
                 tools.run(g_side, values_side, units, ds, BACKWARD_KEYS, Write::Replace, 1.0);
                 let scores = p.chunks_exact_mut(BACKWARD_KEYS).zip(ds.chunks_exact_mut(BACKWARD_KEYS)).take(rows);
@@ -369,20 +343,6 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
             }
         }
         Ok(())
-    }
-}
-
-multiversion! {
-    /// p = exp(p - lse) where visible, 0 elsewhere; ds = p * (ds - dot).
-    fn score_gradient(p: &mut [f32], ds: &mut [f32], visible: usize, lse: f32, dot: f32) {
-        let (p_seen, p_hidden) = p.split_at_mut(visible);
-        let (ds_seen, ds_hidden) = ds.split_at_mut(visible);
-        p_hidden.fill(0.0);
-        ds_hidden.fill(0.0);
-        for (p, ds) in p_seen.iter_mut().zip(ds_seen) {
-            *p = exp(*p - lse);
-            *ds = *p * (*ds - dot);
-        }
     }
 }
 

@@ -14,6 +14,7 @@
 mod cpu;
 #[cfg(test)]
 mod reference;
+mod soft;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +24,7 @@ use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gemm::{Arithmetic, Mat, with_units};
+use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::threads::Shared;
@@ -59,6 +61,20 @@ pub struct AttentionSpec {
 impl AttentionSpec {
     fn widths(&self) -> [usize; 3] {
         [self.num_heads, self.num_kv_heads, self.num_kv_heads].map(|heads| heads * self.head_dim)
+    }
+
+    /// Pairs of a query and a key that it sees, over all sequences, times heads and their elements.
+    fn work(&self) -> u64 {
+        let pairs = self.cu_q.windows(2).zip(self.cu_k.windows(2)).map(|(q, k)| {
+            let (q, k) = ((q[1] - q[0]) as u64, (k[1] - k[0]) as u64);
+            match self.mask {
+                Mask::Full => q * k,
+                // The last query sees k keys, the one before k - 1, down to none.
+                Mask::Causal if q <= k => q * k - q * q.saturating_sub(1) / 2,
+                Mask::Causal => k * (k + 1) / 2,
+            }
+        });
+        pairs.sum::<u64>() * (self.num_heads * self.head_dim) as u64
     }
 
     fn check(&self, q: &Tensor, k: &Tensor, v: &Tensor) -> Result<()> {
@@ -144,6 +160,8 @@ impl Layout {
     }
 
     fn backward(&self, spec: &AttentionSpec, o: &Tensor, lse: &Tensor, g: &Tensor) -> Result<Vec<Tensor>> {
+        // The scores again, and the products of four gradients.
+        profile::add_flops(10 * spec.work());
         let mut gradients = self.gradients()?;
         let widths = spec.widths();
         with_element!("attention", "q", self.dtype(), E => {
@@ -196,6 +214,7 @@ impl Tape {
     }
 
     fn attend(&self, layout: Layout, places: Vec<Option<usize>>, spec: &AttentionSpec) -> Result<Var> {
+        let _span = profile::span("attention");
         let (o, lse) = run(spec, &layout)?;
         if places.iter().all(Option::is_none) {
             return Ok(self.constant(o));
@@ -215,6 +234,7 @@ impl Tape {
 /// o and the log-sum-exp `[heads, tq]` of checked inputs.
 fn run(spec: &AttentionSpec, inputs: &Layout) -> Result<(Tensor, Tensor)> {
     let (num_queries, widths) = (inputs.num_queries(), spec.widths());
+    profile::add_flops(4 * spec.work());
     let mut o = Tensor::stale(&[num_queries, widths[0]], inputs.dtype())?;
     let mut lse = Tensor::stale(&[spec.num_heads, num_queries], DType::F32)?;
     with_element!("attention", "q", inputs.dtype(), E => {

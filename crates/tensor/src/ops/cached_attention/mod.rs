@@ -10,6 +10,7 @@ use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::ops::attention::AttentionSpec;
+use crate::profile;
 use crate::row_buffer::RowBuffer;
 use crate::simd::{exp, max, multiversion, sum_zip, sum2};
 use crate::tensor::Tensor;
@@ -61,7 +62,8 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
         return Err(Error::argument(op, format!("{} rows belong to a sequence, `qkv` has {t}", queries.len())));
     }
     let mut o = Tensor::stale(&[t, nq], qkv.dtype())?;
-    let work = queries.iter().map(|(_, _, seen)| seen * nq).sum();
+    let work: usize = queries.iter().map(|(_, _, seen)| seen * nq).sum();
+    profile::add_flops(4 * work as u64);
     with_element!(op, "qkv", qkv.dtype(), E => {
         let q = E::of(qkv)?;
         let to = Shared::new(E::of_mut(&mut o)?);

@@ -4,6 +4,7 @@
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::Result;
+use crate::profile;
 use crate::simd::multiversion;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -12,6 +13,7 @@ use crate::threads;
 impl Tape {
     /// x in another dtype; the same dtype shares the buffer.
     pub fn cast(&self, x: &Var, dtype: DType) -> Result<Var> {
+        let _span = profile::span("cast");
         let place = self.place("cast", "x", x)?;
         let from = x.value().dtype();
         if from == dtype {

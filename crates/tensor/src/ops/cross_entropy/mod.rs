@@ -24,6 +24,7 @@ use crate::ops::rows::gather;
 use crate::ops::scale::scaled;
 use crate::ops::sum_rows;
 use crate::param::Param;
+use crate::profile;
 use crate::tape::{Sweep, Tape, Var};
 use crate::tensor::Tensor;
 
@@ -58,6 +59,7 @@ impl Tape {
         weights: &[f32],
     ) -> Result<LossOutput> {
         let op = "linear_cross_entropy";
+        let _span = profile::span(op);
         let place = self.place(op, "hidden", hidden)?;
         let layer = [head.snapshot(op, self, hidden)?];
         let (t, n, vocabulary) = (hidden.shape()[0], layer[0].num_inputs(), layer[0].num_outputs());

@@ -17,6 +17,7 @@ use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::ops::{kept_input, norm_weight, sum_rows};
 use crate::param::Param;
+use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::wide::Wide;
@@ -29,6 +30,7 @@ impl Tape {
 
     /// As [`Tape::layer_norm`] with a result of another dtype.
     pub fn layer_norm_as(&self, x: &Var, weight: &Param, bias: &Param, eps: f32, dtype: DType) -> Result<Var> {
+        let _span = profile::span("layer_norm");
         let place = self.place("layer_norm", "x", x)?;
         let [t, n] = *x.shape() else {
             return Err(Error::shape("layer_norm", "x", "[t, n]", x.shape()));

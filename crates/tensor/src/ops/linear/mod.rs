@@ -17,6 +17,7 @@ use crate::gradients::Write;
 use crate::ops::dropout::Dropout;
 use crate::ops::sum_rows;
 use crate::param::Param;
+use crate::profile;
 use crate::tape::{Sweep, Tape, Var};
 use crate::tensor::Tensor;
 use kernel::{LoraSnapshot, Snapshot, Upstream};
@@ -212,6 +213,7 @@ impl Tape {
         dtype: DType,
         residual: Option<Var>,
     ) -> Result<Var> {
+        let _span = profile::span(op);
         let x_place = self.place(op, "x", x)?;
         let residual_place = match &residual {
             Some(residual) => self.place(op, "residual", residual)?,

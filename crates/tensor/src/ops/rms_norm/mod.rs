@@ -14,6 +14,7 @@ use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::ops::{kept_input, norm_weight};
 use crate::param::Param;
+use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 use crate::wide::Wide;
@@ -26,6 +27,7 @@ impl Tape {
 
     /// As [`Tape::rms_norm`] with a result of another dtype.
     pub fn rms_norm_as(&self, x: &Var, weight: &Param, eps: f32, dtype: DType) -> Result<Var> {
+        let _span = profile::span("rms_norm");
         let place = self.place("rms_norm", "x", x)?;
         let [t, n] = *x.shape() else {
             return Err(Error::shape("rms_norm", "x", "[t, n]", x.shape()));

@@ -12,6 +12,7 @@ mod tests;
 
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
 
@@ -42,6 +43,7 @@ impl Tape {
     /// Rotates the first `2 * half` elements, paired half by half, of each of the first `num_heads` heads of x
     /// `[t, at least num_heads * head_dim]`; in place when nobody else refers to x.
     pub fn rope(&self, x: Var, num_heads: usize, head_dim: usize, table: &RopeTable) -> Result<Var> {
+        let _span = profile::span("rope");
         let place = self.place("rope", "x", &x)?;
         let heads = Heads { num_heads, head_dim, half: check(&x, num_heads, head_dim, table)? };
         let mut y = x.into_value().into_unique()?;
