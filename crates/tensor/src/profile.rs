@@ -11,6 +11,8 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 
+use crate::memory;
+
 static FLOPS: AtomicU64 = AtomicU64::new(0);
 static RECOMPUTED: AtomicU64 = AtomicU64::new(0);
 static NEXT_THREAD: AtomicU64 = AtomicU64::new(1);
@@ -83,6 +85,9 @@ struct Recorder {
 
 /// Adds operations that were just done or are about to be: two for each multiplication with its addition.
 pub fn add_flops(count: u64) {
+    if memory::count_flops(count) {
+        return;
+    }
     FLOPS.fetch_add(count, Ordering::Relaxed);
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::dtype::{DType, bf16_to_f32, f16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::error::{Error, Result};
-use crate::memory::Buffer;
+use crate::memory::{Buffer, is_planning};
 
 /// Where a tensor lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -49,7 +49,9 @@ impl Tensor {
     /// Copies `data` into a pooled buffer.
     pub fn from_f32(data: &[f32], shape: &[usize]) -> Result<Tensor> {
         let mut tensor = Tensor::stale_checked(shape, DType::F32, data.len(), "elements")?;
-        tensor.f32s_mut()?.copy_from_slice(data);
+        if !is_planning() {
+            tensor.f32s_mut()?.copy_from_slice(data);
+        }
         Ok(tensor)
     }
 
@@ -70,6 +72,9 @@ impl Tensor {
             return Err(Error::Length { op: "tensor", unit: "bytes", shape, expected, found });
         }
         let mut tensor = Tensor::stale(shape, dtype)?;
+        if is_planning() {
+            return Ok(tensor);
+        }
         let to = tensor.bytes_mut()?;
         to.copy_from_slice(bytes);
         if cfg!(target_endian = "big") {
@@ -169,6 +174,9 @@ impl Tensor {
         if !dtype.is_float() {
             return Err(Error::DType { op: "cast", what: "target", expected: "a float", found: dtype });
         }
+        if is_planning() {
+            return Tensor::stale(&self.shape, dtype);
+        }
         if dtype == DType::F32 {
             return Tensor::from_f32(&self.to_vec_f32()?, &self.shape);
         }
@@ -231,7 +239,9 @@ impl Tensor {
             return Ok(self);
         }
         let mut copy = Tensor::stale(&self.shape, self.dtype)?;
-        copy.bytes_mut()?.copy_from_slice(self.bytes());
+        if !is_planning() {
+            copy.bytes_mut()?.copy_from_slice(self.bytes());
+        }
         Ok(copy)
     }
 

@@ -1,5 +1,6 @@
 //! Owns the worker threads and the ways to split work. Refuses any split that depends on the number of threads:
-//! every helper cuts at fixed places, so that results have the same bits whatever runs them.
+//! every helper cuts at fixed places, so that results have the same bits whatever runs them. In a plan
+//! ([`crate::memory::plan`]) none of them runs anything.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use parking_lot::{Mutex, RwLock};
 use rayon::prelude::*;
 
 use crate::error::Result;
+use crate::memory::is_planning;
 
 /// Elements that one task of an element-wise kernel handles.
 pub(crate) const CHUNK: usize = 16 * 1024;
@@ -30,10 +32,18 @@ pub fn num_threads() -> usize {
 
 /// Runs `f` on the engine's worker threads.
 pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    let pool = POOL.read().clone();
+    // A plan belongs to its thread.
+    let pool = POOL.read().clone().filter(|_| !is_planning());
     match pool {
         Some(pool) => pool.install(f),
         None => f(),
+    }
+}
+
+/// Calls `f`, but not in a plan: for copies that are not worth a task.
+pub(crate) fn here(f: impl FnOnce()) {
+    if !is_planning() {
+        f();
     }
 }
 
@@ -44,6 +54,9 @@ pub(crate) fn for_each_task(num_tasks: usize, work: usize, f: impl Fn(usize) + S
 
 /// Calls `f(0)` to `f(num_tasks - 1)`, in parallel when asked.
 pub(crate) fn for_each(num_tasks: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
+    if is_planning() {
+        return;
+    }
     if num_tasks <= 1 || !parallel || num_threads() == 1 {
         (0..num_tasks).for_each(f);
     } else {
@@ -80,6 +93,9 @@ pub(crate) fn try_for_each(
 
 /// Calls `f` on consecutive pieces of `data`.
 pub(crate) fn for_each_chunk<T: Send>(data: &mut [T], f: impl Fn(&mut [T]) + Sync + Send) {
+    if is_planning() {
+        return;
+    }
     if data.len() < INLINE || num_threads() == 1 {
         data.chunks_mut(CHUNK).for_each(f);
     } else {
@@ -111,6 +127,9 @@ pub(crate) fn for_each_rows<T: Send>(out: &mut [T], width: usize, f: impl Fn(Ran
 
 /// The sum of squares in f64: fixed pieces, then their sums in order.
 pub(crate) fn sum_of_squares(data: &[f32]) -> f64 {
+    if is_planning() {
+        return 0.0;
+    }
     let piece = |chunk: &[f32]| {
         let mut lanes = [0f64; 8];
         for part in chunk.chunks(8) {

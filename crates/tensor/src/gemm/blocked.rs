@@ -13,7 +13,7 @@ use super::panels::Pooled;
 use super::{ElementsMut, Mat, MatMut, Output, span};
 use crate::error::Result;
 use crate::gradients::Write;
-use crate::memory::Buffer;
+use crate::memory::{self, Buffer};
 use crate::threads::{self, Shared};
 
 /// Bytes of packed left sides at a time, and of packed right sides.
@@ -32,6 +32,7 @@ const SERIAL: usize = 48 * 48 * 48;
 pub(super) fn multiply<P: Unit>(kernel: Kernel<P>, outputs: Vec<Output<'_>>) -> Result<()> {
     let job = Job::new(kernel, outputs);
     let parallel = job.num_products() > SERIAL && threads::num_threads() > 1;
+    let _scratch = memory::scratch(job.num_tasks(), &[job.scratch_size()])?;
     let (mut left, mut right) = (Pooled::<P>::new(job.left_size())?, Pooled::<P>::new(job.right_size())?);
     let mut run = || -> Result<()> {
         for rows in job.row_blocks() {
@@ -166,6 +167,23 @@ impl<'a, P: Unit> Job<'a, P> {
 
     fn group_size(&self, group: &Group) -> usize {
         group.cols.len().next_multiple_of(self.kernel.nr) * self.targets[group.target].units
+    }
+
+    /// Tasks of the largest parallel region.
+    fn num_tasks(&self) -> usize {
+        self.block_rows().div_ceil(TASK_ROWS) * self.groups.len()
+    }
+
+    /// Bytes that a task needs for sums of 16-bit results.
+    fn scratch_size(&self) -> usize {
+        let needs = |group: &&Group| {
+            let target = &self.targets[group.target];
+            let pieces: usize = target.products.iter().map(|p| p.units.div_ceil(self.kernel.max_depth)).sum();
+            pieces > 1 && matches!(target.c.data, ElementsMut::BF16(_))
+        };
+        let cols = self.groups.iter().filter(needs).map(|group| group.cols.len()).max().unwrap_or(0);
+        let rows = (TASK_ROWS / self.kernel.mr * self.kernel.mr).min(self.rows.next_multiple_of(self.kernel.mr));
+        rows * cols.next_multiple_of(self.kernel.nr) * size_of::<f32>()
     }
 
     fn left_size(&self) -> usize {

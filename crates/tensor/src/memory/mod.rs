@@ -8,6 +8,7 @@
 //! - buffers start on a 64-byte boundary.
 
 mod arena;
+mod planning;
 
 use std::alloc::{Layout, alloc_zeroed};
 use std::collections::BTreeMap;
@@ -17,6 +18,8 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, Result};
 use arena::Arena;
+pub use planning::{Mark, Planned, is_planning, mark, plan};
+pub(crate) use planning::{count_flops, scratch};
 
 const ALIGN: usize = 64;
 /// Buffers from this size on live in the arena; smaller ones in lists by size.
@@ -66,6 +69,8 @@ pub fn rounded_bytes(bytes: usize) -> usize {
 pub(crate) struct Buffer {
     ptr: NonNull<u8>,
     capacity: usize,
+    /// Whether it belongs to the pool of a plan, and is never touched.
+    is_planned: bool,
 }
 
 // SAFETY: a buffer owns its memory, and every access goes through `&` or `&mut` of its owner.
@@ -82,7 +87,7 @@ impl Buffer {
     /// A buffer whose first `bytes` bytes are zero.
     pub(crate) fn zeroed(bytes: usize) -> Result<Buffer> {
         let (buffer, fresh) = Buffer::take(bytes)?;
-        if !fresh {
+        if !fresh && !buffer.is_planned {
             // SAFETY: the buffer holds at least `bytes` bytes and nobody else refers to it yet.
             unsafe { buffer.ptr.as_ptr().write_bytes(0, bytes) };
         }
@@ -96,7 +101,8 @@ impl Buffer {
     /// A buffer, and whether its memory was never used.
     fn take(bytes: usize) -> Result<(Buffer, bool)> {
         let capacity = rounded_bytes(bytes);
-        let mut pool = POOL.lock();
+        let is_planned = is_planning();
+        let mut pool = pool_of(is_planned).lock();
         let taken = match capacity {
             // Never read; aligned for every element type.
             0 => NonNull::new(std::ptr::without_provenance_mut(ALIGN)).map(|ptr| (ptr, true)),
@@ -106,7 +112,7 @@ impl Buffer {
         let (ptr, fresh) = taken.ok_or(Error::OutOfMemory { bytes })?;
         pool.live += capacity;
         pool.peak = pool.peak.max(pool.live);
-        Ok((Buffer { ptr, capacity }, fresh))
+        Ok((Buffer { ptr, capacity, is_planned }, fresh))
     }
 }
 
@@ -115,7 +121,7 @@ impl Drop for Buffer {
         if self.capacity == 0 {
             return;
         }
-        let mut pool = POOL.lock();
+        let mut pool = pool_of(self.is_planned).lock();
         pool.live -= self.capacity;
         if self.capacity < LARGE {
             pool.small.entry(self.capacity).or_default().push(Free(self.ptr));
@@ -138,10 +144,19 @@ struct Pool {
     peak: usize,
 }
 
-static POOL: Mutex<Pool> =
-    Mutex::new(Pool { arena: Arena::new(), small: BTreeMap::new(), small_held: 0, live: 0, peak: 0 });
+static POOL: Mutex<Pool> = Mutex::new(Pool::new());
+/// Buffers of plans: address space that nobody touches.
+static PLAN_POOL: Mutex<Pool> = Mutex::new(Pool::new());
+
+fn pool_of(is_planned: bool) -> &'static Mutex<Pool> {
+    if is_planned { &PLAN_POOL } else { &POOL }
+}
 
 impl Pool {
+    const fn new() -> Pool {
+        Pool { arena: Arena::new(), small: BTreeMap::new(), small_held: 0, live: 0, peak: 0 }
+    }
+
     fn take_small(&mut self, capacity: usize) -> Option<(NonNull<u8>, bool)> {
         if let Some(Free(ptr)) = self.small.get_mut(&capacity).and_then(Vec::pop) {
             return Some((ptr, false));

@@ -80,9 +80,11 @@ fn sum_pieces(
         sums.fill(0.0);
         add(i * SUM_ROWS..((i + 1) * SUM_ROWS).min(num_rows), sums);
     });
-    for sums in partial.chunks_exact(width) {
-        to.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
-    }
+    threads::here(|| {
+        for sums in partial.chunks_exact(width) {
+            to.iter_mut().zip(sums).for_each(|(t, s)| *t += s);
+        }
+    });
     Ok(())
 }
 

@@ -11,6 +11,7 @@ use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::{Left, Mat, Pooled, Right, Tiles, Unit};
 use crate::gradients::Write;
+use crate::memory;
 use crate::simd::{multiversion, sum_zip};
 use crate::threads::{self, Shared};
 
@@ -178,6 +179,11 @@ pub(super) fn forward<P: Unit, E: Element>(
     let lse = Shared::new(lse);
     let scale = spec.scale * LOG2_E;
     let width = tools.padded(d);
+    let panel_units = tools.left_size(step, d) + tools.left_size(step, KEYS);
+    let _scratch = memory::scratch(
+        all.len() * spec.num_heads,
+        &[panel_units * size_of::<P>(), step * (KEYS + width) * size_of::<f32>()],
+    )?;
     threads::try_for_each_task(all.len() * spec.num_heads, work(spec), |i| {
         // Heads of a group follow each other, so that they find the keys in the cache.
         let (tile, head) = (&all[i / spec.num_heads], i % spec.num_heads);
@@ -185,7 +191,7 @@ pub(super) fn forward<P: Unit, E: Element>(
         let at = head * num_queries + tile.queries.start;
         // SAFETY: the log-sum-exps of this head and tile belong to this task.
         let lse = unsafe { lse.slice(at..at + rows) };
-        let mut panels = Pooled::<P>::new(tools.left_size(step, d) + tools.left_size(step, KEYS))?;
+        let mut panels = Pooled::<P>::new(panel_units)?;
         let (q_panels, p_panels) = panels.get_mut().split_at_mut(tools.left_size(step, d));
         let mut scratch = Pooled::<f32>::new(step * (KEYS + width))?;
         let (scores, sums) = scratch.get_mut().split_at_mut(step * KEYS);
@@ -251,6 +257,7 @@ pub(super) fn backward<P: Unit, E: Element>(
     let (mut dk_heads, mut dv_heads) = (Pooled::<f32>::new(size)?, Pooled::<f32>::new(size)?);
     let (dk_shared, dv_shared) = (Shared::new(dk_heads.get_mut()), Shared::new(dv_heads.get_mut()));
     let num_sequences = spec.cu_q.len() - 1;
+    let _scratch = memory::scratch(num_sequences * spec.num_heads, &Scratch::<P>::sizes(&tools, spec.head_dim))?;
     threads::try_for_each_task(num_sequences * spec.num_heads, work(spec), |i| {
         let (sequence, head) = (i / spec.num_heads, i % spec.num_heads);
         let keys = spec.cu_k[sequence]..spec.cu_k[sequence + 1];
@@ -263,6 +270,49 @@ pub(super) fn backward<P: Unit, E: Element>(
         add_heads(spec, from.get(), num_keys, width, to);
     }
     Ok(())
+}
+
+/// The buffers of a backward task.
+struct Scratch<P> {
+    /// Scores, their gradients, and the gradients of a tile of queries.
+    sums: Pooled<f32>,
+    q_left: Pooled<P>,
+    g_left: Pooled<P>,
+    q_right: Pooled<P>,
+    g_right: Pooled<P>,
+    by_key: Pooled<P>,
+    by_query: Pooled<P>,
+}
+
+impl<P: Unit> Scratch<P> {
+    /// Elements of each.
+    fn lengths(tools: &Tiles<P>, d: usize) -> [usize; 7] {
+        let step = BACKWARD_QUERY_PANELS * tools.rows();
+        let (left, right) = (tools.left_size(step, d), tools.right_size(d, step));
+        let sums = 2 * step * BACKWARD_KEYS + step * tools.padded(d);
+        let (by_key, by_query) = (tools.left_size(BACKWARD_KEYS, step), tools.left_size(step, BACKWARD_KEYS));
+        [sums, left, left, right, right, by_key, by_query]
+    }
+
+    /// Bytes of each.
+    fn sizes(tools: &Tiles<P>, d: usize) -> [usize; 7] {
+        let mut sizes = Scratch::<P>::lengths(tools, d).map(|len| len * size_of::<P>());
+        sizes[0] = sizes[0] / size_of::<P>() * size_of::<f32>();
+        sizes
+    }
+
+    fn new(tools: &Tiles<P>, d: usize) -> Result<Scratch<P>> {
+        let [sums, q_left, g_left, q_right, g_right, by_key, by_query] = Scratch::<P>::lengths(tools, d);
+        Ok(Scratch {
+            sums: Pooled::new(sums)?,
+            q_left: Pooled::new(q_left)?,
+            g_left: Pooled::new(g_left)?,
+            q_right: Pooled::new(q_right)?,
+            g_right: Pooled::new(g_right)?,
+            by_key: Pooled::new(by_key)?,
+            by_query: Pooled::new(by_query)?,
+        })
+    }
 }
 
 struct BackwardSides<P> {
@@ -291,24 +341,20 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
         let columns = head * d..(head + 1) * d;
         dk.fill(0.0);
         dv.fill(0.0);
-        let mut scratch = Pooled::<f32>::new(2 * step * BACKWARD_KEYS + step * width)?;
-        let (p, rest) = scratch.get_mut().split_at_mut(step * BACKWARD_KEYS);
+        let mut scratch = Scratch::<P>::new(tools, d)?;
+        let (p, rest) = scratch.sums.get_mut().split_at_mut(step * BACKWARD_KEYS);
         let (ds, dq_tile) = rest.split_at_mut(step * BACKWARD_KEYS);
-        let mut q_left = Pooled::<P>::new(tools.left_size(step, d))?;
-        let mut g_left = Pooled::<P>::new(tools.left_size(step, d))?;
-        let mut q_right = Pooled::<P>::new(tools.right_size(d, step))?;
-        let mut g_right = Pooled::<P>::new(tools.right_size(d, step))?;
-        let mut by_key = Pooled::<P>::new(tools.left_size(BACKWARD_KEYS, step))?;
-        let mut by_query = Pooled::<P>::new(tools.left_size(step, BACKWARD_KEYS))?;
         for tile in tiles(spec, self.sequence, step) {
             let rows = tile.queries.len();
             let q = self.q.rows(tile.queries.clone()).columns(columns.clone());
             let g = kept.g_mat.rows(tile.queries.clone()).columns(columns.clone());
-            let (q_side, g_side) = (tools.pack_left(q, q_left.get_mut()), tools.pack_left(g, g_left.get_mut()));
-            tools.pack_right(q, q_right.get_mut());
-            tools.pack_right(g, g_right.get_mut());
+            let (q_side, g_side) =
+                (tools.pack_left(q, scratch.q_left.get_mut()), tools.pack_left(g, scratch.g_left.get_mut()));
+            tools.pack_right(q, scratch.q_right.get_mut());
+            tools.pack_right(g, scratch.g_right.get_mut());
             let side = |panels| Right { panels, cols: d, panel_units: rows.div_ceil(P::DEPTHS), first_unit: 0 };
-            let (q_right, g_right): (Right<'_, P>, Right<'_, P>) = (side(q_right.get()), side(g_right.get()));
+            let (q_right, g_right): (Right<'_, P>, Right<'_, P>) =
+                (side(scratch.q_right.get()), side(scratch.g_right.get()));
             let dots: Vec<f32> = tile
                 .queries
                 .clone()
@@ -329,11 +375,11 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
                 }
                 let (p, ds) = (Mat::strided(p, rows, n, BACKWARD_KEYS), Mat::strided(ds, rows, n, BACKWARD_KEYS));
                 let (depth, at) = (rows.div_ceil(P::DEPTHS), first * width..(first + n) * width);
-                let left: Left<'_, P> = tools.pack_left(p.t(), by_key.get_mut());
+                let left: Left<'_, P> = tools.pack_left(p.t(), scratch.by_key.get_mut());
                 tools.run(left, g_right, depth, &mut dv[at.clone()], width, Write::Add, 1.0);
-                let left = tools.pack_left(ds.t(), by_key.get_mut());
+                let left = tools.pack_left(ds.t(), scratch.by_key.get_mut());
                 tools.run(left, q_right, depth, &mut dk[at], width, Write::Add, spec.scale);
-                let left = tools.pack_left(ds, by_query.get_mut());
+                let left = tools.pack_left(ds, scratch.by_query.get_mut());
                 let keys_side = self.sides.keys.keys(tools, tile.sequence, kv_head, local, d);
                 tools.run(left, keys_side, n.div_ceil(P::DEPTHS), dq_tile, width, Write::Add, spec.scale);
             }

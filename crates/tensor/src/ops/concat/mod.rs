@@ -8,8 +8,10 @@ use std::ops::Range;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gradients::Write;
+use crate::memory::is_planning;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
+use crate::threads;
 
 fn matrix(op: &'static str, what: &'static str, x: &Var) -> Result<[usize; 2]> {
     with_element!(op, what, x.value().dtype(), E => { E::of(x.value())?; });
@@ -36,7 +38,8 @@ impl Tape {
         let mut y = Tensor::stale(&[total, n], first.value().dtype())?;
         with_element!("concat_rows", "parts", y.dtype(), E => {
             for (part, (_, rows)) in parts.iter().zip(&places) {
-                E::of_mut(&mut y)?[rows.start * n..rows.end * n].copy_from_slice(E::of(part.value())?);
+                let (to, from) = (E::of_mut(&mut y)?, E::of(part.value())?);
+                threads::here(|| to[rows.start * n..rows.end * n].copy_from_slice(from));
             }
         });
         if places.iter().all(|(place, _)| place.is_none()) {
@@ -152,7 +155,7 @@ fn copy_columns<E: Element>(
     n: usize,
     write: Write,
 ) {
-    if n == 0 {
+    if n == 0 || is_planning() {
         return;
     }
     for (from, to) in from.chunks_exact(from_width).zip(to.chunks_exact_mut(to_width)) {

@@ -27,6 +27,7 @@ use crate::param::Param;
 use crate::profile;
 use crate::tape::{Sweep, Tape, Var};
 use crate::tensor::Tensor;
+use crate::threads;
 
 /// Bytes of logits that exist at a time.
 const LOGITS: usize = 128 << 20;
@@ -210,10 +211,12 @@ impl Collected {
         upstream.input_gradient(layer, &low_rank, &mut dx, Write::Replace)?;
         let n = x.shape()[1];
         with_element!("linear_cross_entropy", "hidden", x.dtype(), E => {
-            let to = E::of_mut(hidden)?;
-            for (from, &row) in E::of(&dx)?.chunks_exact(n.max(1)).zip(rows) {
-                to[row as usize * n..][..n].copy_from_slice(from);
-            }
+            let (to, from) = (E::of_mut(hidden)?, E::of(&dx)?);
+            threads::here(|| {
+                for (from, &row) in from.chunks_exact(n.max(1)).zip(rows) {
+                    to[row as usize * n..][..n].copy_from_slice(from);
+                }
+            });
         });
         Ok(())
     }

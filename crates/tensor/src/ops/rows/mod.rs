@@ -91,11 +91,13 @@ pub(crate) fn gather(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
 
 /// y[rows[i]] = src[i], or zero without `src`.
 fn put_rows<E: Element>(y: &mut [E], rows: &[u32], n: usize, src: Option<&[E]>) {
-    for (i, &row) in rows.iter().enumerate() {
-        let to = &mut y[row as usize * n..][..n];
-        match src {
-            Some(src) => to.copy_from_slice(&src[i * n..][..n]),
-            None => to.fill(E::narrow(0.0)),
+    threads::here(|| {
+        for (i, &row) in rows.iter().enumerate() {
+            let to = &mut y[row as usize * n..][..n];
+            match src {
+                Some(src) => to.copy_from_slice(&src[i * n..][..n]),
+                None => to.fill(E::narrow(0.0)),
+            }
         }
-    }
+    });
 }
