@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::linear::{INIT_STD, Linear, Norm};
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
-use tensor::{Activation, AttentionSpec, DType, Mask, Param, RopeTable, Tape, Tensor, Var};
+use tensor::{Activation, AttentionSpec, DType, Mask, Param, RopeTable, Tape, Tensor, Var, memory};
 
 /// How a block's attention is carried out: given `qkv_t(nd+2kd)` of layer `usize`, queries and keys rotated.
 pub type Attend<'a> = dyn Fn(&Tape, usize, &Var) -> tensor::Result<Var> + 'a;
@@ -173,6 +173,7 @@ impl Decoder {
         let spec = self.attention_spec(cu_seqlens);
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
+            memory::mark("llm.layers", i);
             x = if recompute {
                 let (layer, rope, spec) = (layer.clone(), rope.clone(), spec.clone());
                 t.checkpoint(&[x], move |t, inputs| {
@@ -183,6 +184,7 @@ impl Decoder {
                 layer.forward(t, i, x, &rope, &|t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec))?
             };
         }
+        memory::mark("llm.layers", self.layers.len());
         Ok(self.norm.forward(t, &x)?)
     }
 

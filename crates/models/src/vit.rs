@@ -9,7 +9,7 @@ use crate::linear::{INIT_STD, Linear, Norm};
 use crate::names::VISION_PREFIX;
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
-use tensor::{Activation, AttentionSpec, DType, Mask, Param, Tape, Tensor, Var};
+use tensor::{Activation, AttentionSpec, DType, Mask, Param, Tape, Tensor, Var, memory};
 
 /// One pre-norm block: full attention within an image, MLP.
 #[derive(Clone)]
@@ -191,6 +191,7 @@ impl VisionTower {
         let mut keep = |i: usize, x: &Var| states[i] = select.contains(&i).then(|| x.clone());
         keep(0, &x);
         for (i, layer) in self.layers[..depth].iter().enumerate() {
+            memory::mark("vision.layers", i);
             x = if recompute {
                 let (layer, spec) = (layer.clone(), spec.clone());
                 t.checkpoint(&[x], move |t, inputs| layer.forward(t, inputs[0].clone(), &spec))?
@@ -199,6 +200,7 @@ impl VisionTower {
             };
             keep(i + 1, &x);
         }
+        memory::mark("vision.layers", depth);
         Ok(select.iter().filter_map(|&i| states[i].clone()).collect())
     }
 

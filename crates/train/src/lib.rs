@@ -10,6 +10,7 @@ pub mod error;
 mod evaluate;
 pub mod event;
 pub mod export;
+pub mod forecast;
 pub mod metrics;
 mod optimizer;
 pub mod plan;

@@ -1,18 +1,20 @@
 //! What a plan would do, without doing it: trainable tensors, records, steps, tokens, memory, time. Owns the estimates and says
 //! which numbers are estimates; printing is the command line's.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data::{Batch, Encoded, collate};
-use models::{LossWeights, Model, ModelConfig};
+use data::{Encoded, collate};
+use models::LossWeights;
 use serde::Serialize;
 use serde_json::Value as Json;
-use tensor::{Gradients, LinearWeights, Param, Tape, Tensor, memory};
+use tensor::{DType, Gradients, Tape, memory};
 
 use crate::error::Result;
+use crate::forecast::{Forecast, MemoryEstimate, changes, forecast, too_large};
 use crate::plan::Plan;
-use crate::selection::{PartCount, Selection, check_adapter, select};
+use crate::profile::machine_peak;
+use crate::selection::{PartCount, check_adapter, select};
 use crate::setup::{DataSide, load_model, open_data, resolve_model_dir};
 
 /// Records that are encoded to estimate tokens, spread evenly over the training set.
@@ -45,7 +47,7 @@ pub struct PlanReport {
     pub num_warmup_steps: u64,
     /// Tokens, estimated from a sample of the records.
     pub tokens: TokenEstimate,
-    /// Memory, estimated.
+    /// Memory of a step with the longest sampled records, planned from its shapes.
     pub memory: MemoryEstimate,
     /// Time, estimated.
     pub time: TimeEstimate,
@@ -109,27 +111,10 @@ pub struct TokenEstimate {
     pub total_input_tokens: f64,
 }
 
-/// Bytes at the peak of a step with the longest sampled records.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct MemoryEstimate {
-    /// Weights as they are kept, f32 where they train; exact.
-    pub weights: u64,
-    /// Gradients in f32; exact once every tensor has one.
-    pub gradients: u64,
-    /// Moments; exact once every tensor has had a gradient.
-    pub optimizer: u64,
-    /// Activations that wait for the backward pass, and the working set of the largest operator; an estimate.
-    pub activations: u64,
-    /// The sum.
-    pub total: u64,
-    /// Memory of this machine, where it can be told.
-    pub machine: Option<u64>,
-}
-
 /// Time on this machine.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct TimeEstimate {
-    /// Floating-point operations of a mean step, counted from the model's matrices.
+    /// Floating-point operations of a mean step, planned from its shapes.
     pub flops_per_step: f64,
     /// Rate of a matrix product measured just now, in operations a second.
     pub measured_flops_per_second: f64,
@@ -148,19 +133,17 @@ pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     let model_dir = resolve_model_dir(plan)?;
     let data = open_data(plan, &model_dir)?;
     check_adapter(plan)?;
-    let mut model = load_model(plan, &model_dir)?;
-    let selection = select(plan, &mut model)?;
-    let sample = sample_records(&data)?;
+    // Shapes are enough to say what trains: no weight is read.
+    let selection = memory::plan(|| select(plan, &mut load_model(plan, &model_dir)?)).value?;
+    let sample = sample_for_report(&data)?;
     let tokens = estimate_tokens(plan, &data, &sample);
-    let window = longest_window(plan, &sample);
-    let memory = estimate_memory(
-        plan,
-        &model,
-        &selection,
-        &window.iter().fold(RecordSize::default(), |sum, record| sum.plus(record)),
-    );
-    let measured = if options.measure { Some(measure(plan, &model, &window)?) } else { None };
-    let time = estimate_time(plan, &model, &selection, &tokens, data.count.num_training_steps)?;
+    let memory = check_memory(plan, &model_dir, &sample)?;
+    let measured = match options.measure {
+        true => Some(measure(plan, &model_dir, &longest_window(plan, &sample))?),
+        false => None,
+    };
+    let mean = plan_step(plan, &model_dir, &mean_window(plan, &sample))?;
+    let time = estimate_time(plan, &mean, selection.num_trainable(), data.count.num_training_steps)?;
     let rows = selection.tensors.iter().map(|t| TrainableRow {
         name: t.named.name.clone(),
         part: t.named.part.name(),
@@ -203,26 +186,25 @@ impl RecordSize {
             images: record.num_images as u64,
         }
     }
-
-    fn plus(self, record: &Encoded) -> RecordSize {
-        let other = RecordSize::of(record);
-        RecordSize {
-            input_tokens: self.input_tokens + other.input_tokens,
-            supervised: self.supervised + other.supervised,
-            images: self.images + other.images,
-        }
-    }
 }
 
-fn sample_records(data: &DataSide) -> Result<Vec<Encoded>> {
+/// Records spread evenly over the training set, encoded.
+pub(crate) fn sample_records(
+    data: &DataSide,
+    most: u64,
+) -> impl Iterator<Item = std::result::Result<Encoded, data::DataError>> {
     let num_records = data.dataset.len();
-    let num_sampled = SAMPLED_RECORDS.min(num_records);
+    let num_sampled = most.min(num_records);
+    (0..num_sampled).map(move |i| {
+        let sample = data.dataset.get(i * num_records / num_sampled)?;
+        data.processor.encode(&sample, &data.options.encode)
+    })
+}
+
+/// The sample of a report: what the run would skip is left out, what it would stop at is an error.
+fn sample_for_report(data: &DataSide) -> Result<Vec<Encoded>> {
     let mut records = Vec::new();
-    for i in 0..num_sampled {
-        let record = data
-            .dataset
-            .get(i * num_records / num_sampled)
-            .and_then(|sample| data.processor.encode(&sample, &data.options.encode));
+    for record in sample_records(data, SAMPLED_RECORDS) {
         match record {
             Ok(encoded) => records.push(encoded),
             Err(error) if error.is_one_record() && data.options.on_bad_media == data::OnBadMedia::Skip => {}
@@ -270,8 +252,22 @@ fn longest_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
     longest.into_iter().cycle().take(if sample.is_empty() { 0 } else { num_records }).collect()
 }
 
+/// A micro-batch of records near the mean length.
+fn mean_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
+    let mut nearest: Vec<&Encoded> = sample.iter().filter(|record| record.num_supervised() > 0).collect();
+    let mean = sample.iter().map(|record| record.ids.len()).sum::<usize>() / sample.len().max(1);
+    nearest.sort_by_key(|record| record.ids.len().abs_diff(mean));
+    let num_records = match plan.data.pack_tokens {
+        None => plan.train.per_device_train_batch_size,
+        Some(tokens) => (tokens / mean.max(1)).max(1),
+    };
+    nearest.into_iter().take(1).cycle().take(if sample.is_empty() { 0 } else { num_records }).collect()
+}
+
 /// One forward and backward pass, without an update.
-fn measure(plan: &Plan, model: &Model, window: &[&Encoded]) -> Result<Measured> {
+fn measure(plan: &Plan, model_dir: &Path, window: &[&Encoded]) -> Result<Measured> {
+    let mut model = load_model(plan, model_dir)?;
+    select(plan, &mut model)?;
     let batch = collate(&window.iter().map(|record| (*record).clone()).collect::<Vec<_>>())?;
     let supervised = batch.num_supervised().max(1) as f32;
     memory::reset_peak();
@@ -297,119 +293,12 @@ fn measure(plan: &Plan, model: &Model, window: &[&Encoded]) -> Result<Measured> 
     })
 }
 
-fn estimate_memory(plan: &Plan, model: &Model, selection: &Selection, window: &RecordSize) -> MemoryEstimate {
-    let weights = model.params().iter().map(|p| p.param.value().num_bytes() as u64).sum();
-    let trained = selection.num_trainable();
-    let gradients = 4 * trained;
-    let optimizer = 8 * trained;
-    let activations = 4 * activation_elements(model.config(), selection, window, plan.train.gradient_checkpointing);
-    MemoryEstimate {
-        weights,
-        gradients,
-        optimizer,
-        activations,
-        total: weights + gradients + optimizer + activations,
-        machine: machine_memory(),
-    }
-}
-
-/// Bytes of memory of this machine.
-fn machine_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
-    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
-}
-
-/// f32 elements that a forward pass keeps for the backward pass, and the working set of the head.
-///
-/// A block keeps its input, the rotated queries and keys, values, attention's output, the middle residual and both halves of
-/// the gated product; where a weight of the block trains, the inputs of its products as well. With recomputation each block
-/// keeps its input only, and one block at a time is whole.
-fn activation_elements(config: &ModelConfig, selection: &Selection, window: &RecordSize, recompute: bool) -> u64 {
-    let trains = |part: &str| selection.parts.iter().any(|p| p.part == part && p.trainable_tensors > 0);
-    let text = &config.text;
-    let tokens = window.input_tokens;
-    let (q, kv) = ((text.num_heads * text.head_dim) as u64, (text.num_kv_heads * text.head_dim) as u64);
-    let (hidden, inner) = (text.hidden_size as u64, text.intermediate_size as u64);
-    let base_trains = selection.adapted_modules.is_empty() && trains("llm");
-    let learns = |names: &[&str]| {
-        let is_adapted =
-            |module: &String| module.contains("language_model") && names.iter().any(|name| module.ends_with(name));
-        base_trains || selection.adapted_modules.iter().any(is_adapted)
-    };
-    let kept = |names: &[&str], width: u64| if learns(names) { width } else { 0 };
-    let products = kept(&["q_proj", "k_proj", "v_proj"], hidden)
-        + kept(&["gate_proj", "up_proj"], hidden)
-        + kept(&["down_proj"], inner);
-    let block = 2 * hidden + 2 * q + 2 * kv + 2 * inner + products;
-    let stack = |layers: u64, input: u64, block: u64| if recompute { layers * input + block } else { layers * block };
-    let mut elements = tokens * stack(text.num_layers as u64, hidden, block);
-    // Chunks of 256 rows of logits, and the gradient of the final states.
-    elements += 256.min(window.supervised) * text.vocab_size as u64 + 2 * tokens * hidden;
-    if let Some(llava) = &config.llava {
-        let vision = &llava.vision;
-        let rows = window.images * vision.num_positions() as u64;
-        let (width, inner) = (vision.hidden_size as u64, vision.intermediate_size as u64);
-        // A frozen tower runs off the tape and keeps only what its present block works on.
-        let block = 6 * width + 2 * inner;
-        elements += if trains("vision") { rows * stack(vision.num_layers as u64, width, block) } else { rows * block };
-        let pixels = window.images * (vision.num_channels * vision.image_size * vision.image_size) as u64;
-        elements += pixels + window.images * llava.tokens_per_image() as u64 * 3 * hidden;
-    }
-    elements
-}
-
-/// Floating-point operations of a mean step: two for each weight a token meets in the forward pass, twice that in the backward
-/// pass where the weight trains, once where only its input's gradient is needed, and attention's products.
-fn flops_per_step(plan: &Plan, model: &Model, selection: &Selection, tokens: &TokenEstimate) -> f64 {
-    let config = model.config();
-    let records = (plan.train.per_device_train_batch_size * plan.train.gradient_accumulation_steps) as f64;
-    let trains = |part: &str| selection.parts.iter().any(|p| p.part == part && p.trainable_tensors > 0);
-    let base_trains = |part: &str| selection.adapted_modules.is_empty() && trains(part);
-    let recompute = if plan.train.gradient_checkpointing { 2.0 } else { 0.0 };
-    let (mut llm, mut projector, mut vision) = (0.0, 0.0, 0.0);
-    for p in model.params().iter().filter(|p| p.disk_shape.len() > 1 && !p.name.contains("embed")) {
-        let elements = p.disk_shape.iter().product::<usize>() as f64;
-        match p.part {
-            models::Part::Llm if p.name.contains("lm_head") => {
-                llm += elements * tokens.mean_supervised_tokens / tokens.mean_input_tokens.max(1.0)
-            }
-            models::Part::Llm => llm += elements,
-            models::Part::Projector => projector += elements,
-            models::Part::Vision => vision += elements,
-        }
-    }
-    let below =
-        |own: bool, input_gradient: bool| 2.0 + if own { 2.0 } else { 0.0 } + if input_gradient { 2.0 } else { 0.0 };
-    let tower_learns = trains("vision");
-    let needs_input = trains("vision") || trains("projector") || trains("llm");
-    let mut flops = records * tokens.mean_input_tokens * llm * (below(base_trains("llm"), needs_input) + recompute);
-    let causal_pairs = tokens.mean_input_tokens * tokens.mean_input_tokens / 2.0;
-    let attention = (config.text.num_layers * config.text.num_heads * config.text.head_dim) as f64 * 4.0 * causal_pairs;
-    flops += records * attention * (3.5 + recompute / 2.0);
-    if let Some(llava) = &config.llava {
-        let rows = tokens.mean_images * llava.vision.num_positions() as f64;
-        let learning = if tower_learns { below(base_trains("vision"), true) + recompute } else { 2.0 };
-        flops += records * rows * vision * learning;
-        flops += records * rows * projector * below(base_trains("projector"), tower_learns);
-        let pairs = (llava.vision.num_positions() * llava.vision.num_positions()) as f64;
-        let attention = (llava.vision.num_layers * llava.vision.hidden_size) as f64 * 4.0 * pairs;
-        flops += records * tokens.mean_images * attention * if tower_learns { 3.5 } else { 1.0 };
-    }
-    flops
-}
-
-fn estimate_time(
-    plan: &Plan,
-    model: &Model,
-    selection: &Selection,
-    tokens: &TokenEstimate,
-    num_steps: u64,
-) -> Result<TimeEstimate> {
-    let flops_per_step = flops_per_step(plan, model, selection, tokens);
-    let measured_flops_per_second = measure_flops()?;
+/// The planned operations of a mean step against the rate of a large product of the model's number format.
+fn estimate_time(plan: &Plan, mean: &Planned, num_trainable: u64, num_steps: u64) -> Result<TimeEstimate> {
+    let flops_per_step = mean.forecast.flops as f64 * plan.train.gradient_accumulation_steps as f64;
+    let measured_flops_per_second = machine_peak(mean.compute)?;
     // Memory traffic of the update: weight, gradient and both moments are read, three of them written.
-    let update = selection.num_trainable() as f64 * 28.0 / 10e9;
+    let update = num_trainable as f64 * 28.0 / 10e9;
     let seconds_per_step = flops_per_step / measured_flops_per_second + update;
     Ok(TimeEstimate {
         flops_per_step,
@@ -419,29 +308,49 @@ fn estimate_time(
     })
 }
 
-/// The rate of one middling matrix product, the best of a few.
-fn measure_flops() -> Result<f64> {
-    const ROWS: usize = 512;
-    const WIDTH: usize = 1024;
-    let ones = |shape: &[usize]| Tensor::from_f32(&vec![0.5; shape.iter().product()], shape);
-    let weights = LinearWeights { weight: Param::new("probe", ones(&[WIDTH, WIDTH])?), bias: None, lora: None };
-    let tape = Tape::inference();
-    let x = tape.constant(ones(&[ROWS, WIDTH])?);
-    let mut best = f64::INFINITY;
-    for _ in 0..4 {
-        let start = Instant::now();
-        tape.linear(&x, &weights)?;
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(2.0 * (ROWS * WIDTH * WIDTH) as f64 / best.max(1e-9))
+/// A forecast for some records, and the number format that the model computes in.
+struct Planned {
+    forecast: Forecast,
+    compute: DType,
 }
 
-/// Bytes that training on a batch would hold at its peak, by the same estimate; for tests against the counted peak.
-pub fn estimate_batch(plan: &Plan, model: &Model, selection: &Selection, batch: &Batch) -> MemoryEstimate {
-    let size = RecordSize {
-        input_tokens: batch.num_tokens() as u64,
-        supervised: batch.num_supervised() as u64,
-        images: batch.num_images as u64,
+/// Plans a step over as many micro-batches of these records as change its peak: with accumulation, two.
+fn plan_step(plan: &Plan, model_dir: &Path, records: &[&Encoded]) -> Result<Planned> {
+    if records.iter().all(|record| record.num_supervised() == 0) {
+        // Nothing could be encoded; the run will say why.
+        return Ok(Planned { forecast: Forecast::default(), compute: DType::F32 });
+    }
+    let batch = collate(&records.iter().map(|record| (*record).clone()).collect::<Vec<_>>())?;
+    let window = vec![batch; plan.train.gradient_accumulation_steps.min(2)];
+    let mut compute = DType::F32;
+    let build = || {
+        let model = load_model(plan, model_dir)?;
+        compute = model.compute();
+        Ok(model)
     };
-    estimate_memory(plan, model, selection, &size)
+    let mut forecast = forecast(plan, build, &window)?;
+    forecast.flops /= window.len() as u64;
+    forecast.memory = forecast.memory.with_host(plan, &window);
+    Ok(Planned { forecast, compute })
+}
+
+/// What the largest sampled micro-batch needs; an error with the cheapest change of the plan that fits, where the machine has
+/// no room for it.
+///
+/// # Errors
+/// As [`plan_report`].
+pub(crate) fn check_memory(plan: &Plan, model_dir: &Path, sample: &[Encoded]) -> Result<MemoryEstimate> {
+    let memory = plan_step(plan, model_dir, &longest_window(plan, sample))?.forecast.memory;
+    if memory.fits() {
+        return Ok(memory);
+    }
+    for change in changes(plan) {
+        let data = open_data(&change.plan, model_dir)?;
+        let sample: Vec<Encoded> = sample_records(&data, sample.len() as u64).flatten().collect();
+        let smaller = plan_step(&change.plan, model_dir, &longest_window(&change.plan, &sample))?.forecast.memory;
+        if smaller.fits() {
+            return Err(too_large(&memory, Some((&change, smaller.resident))));
+        }
+    }
+    Err(too_large(&memory, None))
 }

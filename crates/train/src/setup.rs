@@ -14,6 +14,7 @@ use crate::error::{Result, TrainError};
 use crate::evaluate::EvalSet;
 use crate::export::ModelKind;
 use crate::plan::{Plan, Strategy, WeightDtype};
+use crate::report::{check_memory, sample_records};
 use crate::schedule::{Schedule, StepCount};
 use crate::selection::{Selection, check_adapter, select};
 use crate::step::Trainer;
@@ -29,6 +30,8 @@ pub(crate) struct Job {
     pub(crate) selection: Selection,
     pub(crate) kind: ModelKind,
     pub(crate) base_files: BTreeMap<String, u64>,
+    /// Bytes at the peak of a step with the longest of a few sampled records, as planned.
+    pub(crate) planned_peak: u64,
 }
 
 /// Opens the data of a plan.
@@ -41,10 +44,17 @@ pub(crate) struct DataSide {
     pub(crate) schedule: Schedule,
 }
 
+/// Records whose longest decides whether a run has room.
+const PLANNED_RECORDS: u64 = 4;
+
 /// Loads everything; the trainer stands at step 0.
 pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     let model_dir = resolve_model_dir(plan)?;
-    let DataSide { processor, dataset, options, eval, count, schedule } = open_data(plan, &model_dir)?;
+    let side = open_data(plan, &model_dir)?;
+    // Records that cannot be encoded are the run's business, each in its place.
+    let sample: Vec<data::Encoded> = sample_records(&side, PLANNED_RECORDS).flatten().collect();
+    let forecast = check_memory(plan, &model_dir, &sample)?;
+    let DataSide { processor, dataset, options, eval, count, schedule } = side;
     let mut base_dirs: Vec<&Path> = vec![&model_dir];
     base_dirs.extend(plan.model.adapter.as_deref());
     let base_files = checkpoint::fingerprint(&base_dirs)?;
@@ -53,7 +63,11 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     let selection = select(plan, &mut model)?;
     let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
     let trainer = Trainer::new(plan, model, &selection, schedule);
-    Ok((Job { model_dir, processor, dataset, options, eval, count, selection, kind, base_files }, trainer))
+    let planned_peak = forecast.total;
+    Ok((
+        Job { model_dir, processor, dataset, options, eval, count, selection, kind, base_files, planned_peak },
+        trainer,
+    ))
 }
 
 /// The folder of the base model.

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use data::Batch;
 use models::{LossWeights, Model};
-use tensor::{Gradients, Tape, profile};
+use tensor::{Gradients, Tape, memory, profile};
 
 use crate::error::{Result, TrainError, first_few};
 use crate::optimizer::{Optimizer, clip_factor};
@@ -128,6 +128,7 @@ impl Trainer {
             loss_sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
             drop(span);
             let forward_end = Instant::now();
+            memory::mark("forward", micro);
             // A micro-batch that no trainable tensor takes part in, such as text alone under `projector`, counts in the loss.
             if out.loss.requires_grad() {
                 let _span = profile::span("backward");
@@ -142,10 +143,11 @@ impl Trainer {
         let grad_norm = self.gradients.global_norm();
         drop(span);
         self.check_finite(step, loss, grad_norm, window)?;
-        let never_reached = match self.presence.watch(self.optimizer.tensors(), &self.gradients) {
-            true => Some(self.presence.verdict()?),
-            false => None,
-        };
+        let never_reached =
+            match !memory::is_planning() && self.presence.watch(self.optimizer.tensors(), &self.gradients) {
+                true => Some(self.presence.verdict()?),
+                false => None,
+            };
         let factor = clip_factor(grad_norm, self.settings.clip_norm);
         let span = profile::span("optimizer");
         self.optimizer.step(&self.gradients, &self.schedule, self.step, factor)?;

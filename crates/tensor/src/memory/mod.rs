@@ -38,15 +38,15 @@ pub struct Stats {
     pub held_bytes: usize,
 }
 
-/// The counters of the pool.
+/// The counters of the pool; in a plan, of the plan's pool.
 pub fn stats() -> Stats {
-    let pool = POOL.lock();
+    let pool = pool_of(is_planning()).lock();
     Stats { current_bytes: pool.live, peak_bytes: pool.peak, held_bytes: pool.small_held + pool.arena.touched() }
 }
 
-/// Lets the peak start again at what is live now.
+/// Lets the peak start again at what is live now; in a plan, that of the plan's pool.
 pub fn reset_peak() {
-    let mut pool = POOL.lock();
+    let mut pool = pool_of(is_planning()).lock();
     pool.peak = pool.live;
 }
 
