@@ -21,6 +21,8 @@ pub enum Event<'a> {
         num_steps: u64,
         /// Steps done before, by an earlier process.
         steps_done: u64,
+        /// Bytes at the peak of a step with the longest of a few sampled records, as planned from its shapes.
+        planned_peak_bytes: u64,
     },
     /// A step is done.
     Step {

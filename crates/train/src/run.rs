@@ -211,6 +211,7 @@ impl<'a> Run<'a> {
             records: job.num_records(),
             num_steps: trainer.schedule().num_training_steps,
             steps_done: trainer.step_count(),
+            planned_peak_bytes: job.planned_peak,
         });
         let (seconds_before, tokens_before, steps_before) =
             (progress.seconds, progress.input_tokens, trainer.step_count());

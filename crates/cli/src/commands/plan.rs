@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use train::forecast::BlockMemory;
 use train::plan::Plan;
 use train::{PartCount, PlanReport, ReportOptions, plan_report};
 
@@ -51,12 +52,21 @@ pub fn text_of(report: &PlanReport) -> String {
     let memory = &report.memory;
     let _ = writeln!(
         text,
-        "about {} at the peak: weights {}, gradients {}, optimizer {}, activations {}",
+        "{} at the peak of a step, planned from its shapes: weights {}, gradients {}, optimizer {}, activations {}, workspace {}",
         bytes(memory.total),
         bytes(memory.weights),
         bytes(memory.gradients),
         bytes(memory.optimizer),
         bytes(memory.activations),
+        bytes(memory.workspace),
+    );
+    let _ = writeln!(text, "{}", blocks_line(&memory.blocks));
+    let available = memory.available.map(|available| format!(", {} available", bytes(available))).unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "about {} for the whole process, {} of it for records ahead and decoding{available}",
+        bytes(memory.resident),
+        bytes(memory.data)
     );
     let time = &report.time;
     let _ = writeln!(
@@ -80,6 +90,25 @@ pub fn text_of(report: &PlanReport) -> String {
         let _ = writeln!(text, "take no part in the forward pass: `{}`", report.unreached.join("`, `"));
     }
     text
+}
+
+/// What blocks keep for the backward pass, equal neighbours together.
+fn blocks_line(blocks: &[BlockMemory]) -> String {
+    let mut parts: Vec<(&'static str, usize, usize, u64)> = Vec::new();
+    for block in blocks {
+        match parts.last_mut() {
+            Some((name, _, last, each)) if *name == block.name && *each == block.bytes => *last = block.index,
+            _ => parts.push((block.name, block.index, block.index, block.bytes)),
+        }
+    }
+    let texts: Vec<String> = parts
+        .iter()
+        .map(|(name, first, last, each)| match first == last {
+            true => format!("{name}.{first} {}", bytes(*each)),
+            false => format!("{name}.{first} to {last} {} each", bytes(*each)),
+        })
+        .collect();
+    format!("kept for the backward pass: {}", if texts.is_empty() { "nothing".to_owned() } else { texts.join(", ") })
 }
 
 /// Tensors and parameters by part, one line each.

@@ -75,12 +75,19 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 pub fn show(event: &Event<'_>, console: &Console) {
     match event {
         Event::Notice(text) => console.message(crate::console::Level::Warning, text, None),
-        Event::Ready { parts, records, num_steps, steps_done } => {
-            let fields = json!({"records": records, "num_steps": num_steps, "steps_done": steps_done});
+        Event::Ready { parts, records, num_steps, steps_done, planned_peak_bytes } => {
+            let fields = json!({
+                "records": records, "num_steps": num_steps, "steps_done": steps_done,
+                "planned_peak_bytes": planned_peak_bytes,
+            });
             console.event("ready", fields, || {
                 let resumed =
                     if *steps_done > 0 { format!(", {steps_done} of them done before") } else { String::new() };
-                Some(format!("{}{records} records, {num_steps} steps{resumed}", part_table(parts)))
+                let planned = bytes(*planned_peak_bytes);
+                Some(format!(
+                    "{}{records} records, {num_steps} steps{resumed}, {planned} planned at the peak of a step",
+                    part_table(parts)
+                ))
             });
         }
         Event::Step { metrics, num_steps, tokens_per_second, seconds_left, report } => {
