@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use data::{Batch, Encoded, collate};
+use data::{Batch, Encoded, PackEstimate, collate, estimate_packing};
 use models::{LossWeights, Model, ModelConfig};
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -45,6 +45,8 @@ pub struct PlanReport {
     pub num_warmup_steps: u64,
     /// Tokens, estimated from a sample of the records.
     pub tokens: TokenEstimate,
+    /// How full batches are, estimated, where they are filled by tokens.
+    pub packing: Option<PackEstimate>,
     /// Memory, estimated.
     pub memory: MemoryEstimate,
     /// Time, estimated.
@@ -146,12 +148,13 @@ pub struct TimeEstimate {
 pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     plan.check()?;
     let model_dir = resolve_model_dir(plan)?;
-    let data = open_data(plan, &model_dir)?;
+    let data = open_data(plan, &model_dir, None)?;
     check_adapter(plan)?;
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
     let sample = sample_records(&data)?;
-    let tokens = estimate_tokens(plan, &data, &sample);
+    let packing = estimate_packing(&data.dataset, &data.processor, &data.options);
+    let tokens = estimate_tokens(plan, &data, &sample, packing.as_ref());
     let window = longest_window(plan, &sample);
     let memory = estimate_memory(
         plan,
@@ -181,6 +184,7 @@ pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
         num_steps: data.count.num_training_steps,
         num_warmup_steps: data.schedule.num_warmup_steps,
         tokens,
+        packing,
         memory,
         time,
         measured,
@@ -232,7 +236,7 @@ fn sample_records(data: &DataSide) -> Result<Vec<Encoded>> {
     Ok(records)
 }
 
-fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded]) -> TokenEstimate {
+fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Option<&PackEstimate>) -> TokenEstimate {
     let sizes: Vec<RecordSize> = sample.iter().map(RecordSize::of).collect();
     let count = sizes.len().max(1) as f64;
     let mean = |size: fn(&RecordSize) -> u64| sizes.iter().map(size).sum::<u64>() as f64 / count;
@@ -240,7 +244,8 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded]) -> TokenEst
     let records_per_step = plan.train.gradient_accumulation_steps as f64 * data.options.batch_size as f64;
     let total_input_tokens = match (data.options.pack_tokens, data.count.steps_per_epoch) {
         (Some(tokens), _) => {
-            (tokens * plan.train.gradient_accumulation_steps) as f64 * data.count.num_training_steps as f64
+            let fill = packing.map_or(1.0, |packing| packing.fill);
+            (tokens * plan.train.gradient_accumulation_steps) as f64 * data.count.num_training_steps as f64 * fill
         }
         (None, Some(steps)) => {
             // The last step of an epoch may be smaller, so whole epochs count by records.

@@ -15,7 +15,7 @@ use data::{Ledger, LedgerSummary, Loader};
 
 use crate::checkpoint::{self, Progress, RunState};
 use crate::error::{ExitClass, Result, TrainError};
-use crate::event::Event;
+use crate::event::{DataReport, Event};
 use crate::export::{self, CardFacts, FINAL_MODEL, NextSteps, next_steps};
 use crate::metrics::MetricsFile;
 use crate::plan::Plan;
@@ -161,6 +161,7 @@ struct Run<'a> {
     seconds_before: f64,
     steps_before: u64,
     tokens_before: u64,
+    data_report: DataReport,
 }
 
 impl<'a> Run<'a> {
@@ -173,6 +174,9 @@ impl<'a> Run<'a> {
         start: Option<(PathBuf, RunState)>,
     ) -> Result<Run<'a>> {
         let output_dir = plan.output_dir();
+        if job.options.group_by_length.is_some() {
+            on_event(&Event::Measuring { records: job.num_records() });
+        }
         let loader = job.loader(start.as_ref().map(|(_, state)| state.loader.clone()))?;
         let (mut ledger, mut progress) = (Ledger::new(job.num_records()), Progress::default());
         let last_checkpoint = start.as_ref().map(|(dir, _)| dir.clone());
@@ -231,6 +235,7 @@ impl<'a> Run<'a> {
             seconds_before,
             steps_before,
             tokens_before,
+            data_report: DataReport::default(),
         })
     }
 
@@ -240,6 +245,7 @@ impl<'a> Run<'a> {
 
     fn finish(mut self, preempted: bool) -> Result<RunOutcome> {
         self.metrics.sync()?;
+        self.tell_data();
         if !preempted {
             let never_reached = self.trainer.end_watch()?;
             self.tell_never_reached(never_reached);
