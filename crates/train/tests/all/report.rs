@@ -52,6 +52,25 @@ fn a_report_counts_what_a_run_would_do() {
 }
 
 #[test]
+fn a_report_says_how_full_batches_are() {
+    let place = Place::new(FIXTURE);
+    let report = |overrides: &[&str]| {
+        let cache = format!("data.frame_cache={}", place.path("cache").display());
+        let overrides: Vec<&str> = overrides.iter().copied().chain([cache.as_str()]).collect();
+        let plan = place.plan("out", "kind: projector", "max_steps: 4, gradient_accumulation_steps: 2", &overrides);
+        plan_report(&plan, &ReportOptions::default()).unwrap_or_else(|error| panic!("{error}"))
+    };
+    assert_eq!(report(&[]).packing, None);
+    let plain = report(&["data.pack_tokens=90", "data.pack_window=1"]);
+    let packed = report(&["data.pack_tokens=90"]);
+    let (before, after) = (plain.packing.unwrap(), packed.packing.unwrap());
+    assert_eq!((before.records, after.records), (NUM_RECORDS as u64, NUM_RECORDS as u64));
+    assert!(before.fill > 0.3 && before.fill < after.fill && after.fill <= 1.0, "{before:?} {after:?}");
+    assert!((packed.tokens.total_input_tokens - 4.0 * 2.0 * 90.0 * after.fill).abs() < 1e-6);
+    assert!(!place.path("cache").exists(), "a report writes nothing");
+}
+
+#[test]
 fn a_report_refuses_what_cannot_work() {
     let place = Place::new(FIXTURE);
     let refusal = |train: &str, overrides: &[&str]| {
