@@ -403,6 +403,22 @@ pub enum DataCommand {
     Check(CheckArgs),
     /// Show a record as the model sees it
     Preview(PreviewArgs),
+    /// Look at a folder of cached frames (`data.frame_cache`), or empty it
+    Cache(CacheArgs),
+}
+
+/// `vidtune data cache`.
+#[derive(Debug, Args)]
+pub struct CacheArgs {
+    /// The folder
+    #[arg(value_name = "DIR")]
+    pub dir: PathBuf,
+    /// Remove every cached frame; nothing else in the folder is touched
+    #[arg(long)]
+    pub clear: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `vidtune data frames`.
@@ -685,6 +701,8 @@ mod tests {
             "vidtune data frames --video v --fps 1.5 --out d",
             "vidtune data check --data d.json",
             "vidtune data preview --data d.json --model m",
+            "vidtune data cache d",
+            "vidtune data cache d --clear --json",
             "vidtune bench step --config c.json --seq 1024 --batch 1 --method lora --dtype f32 --steps 8 --json",
             "vidtune bench decode --video v --num-frames 8 --json",
             "vidtune init --preset lora",

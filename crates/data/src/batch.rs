@@ -3,6 +3,8 @@
 
 use std::ops::Range;
 
+use media::RgbImage;
+
 use crate::error::DataError;
 
 /// Label of a token that is not supervised, as in PyTorch's cross-entropy.
@@ -58,9 +60,45 @@ impl Encoded {
         self.labels.iter().skip(1).filter(|&&l| l != IGNORE).count()
     }
 
+    /// Patches of all its pictures: what a vision tower computes on.
+    pub fn num_patches(&self) -> usize {
+        self.grids.iter().map(|grid| grid.iter().product::<usize>()).sum()
+    }
+
+    /// Tokens and patches.
+    pub fn size(&self) -> RecordSize {
+        RecordSize { tokens: self.ids.len() as u32, patches: self.num_patches() as u32 }
+    }
+}
+
+/// What a record takes of a batch's room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RecordSize {
+    /// Input tokens, placeholders expanded.
+    pub tokens: u32,
+    /// Patches of its pictures.
+    pub patches: u32,
+}
+
+/// A record with its pictures still in bytes, a quarter of what their values take.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Everything but the pixels.
+    pub encoded: Encoded,
+    /// The pictures, as many as `encoded.num_images`.
+    pub pictures: Vec<RgbImage>,
+}
+
+impl Prepared {
     /// Bytes of memory this record holds, for byte budgets.
     pub fn num_bytes(&self) -> usize {
-        self.ids.len() * 8 + self.pixels.len() * 4 + self.image_rows.len() * 4 + self.text.len() + 256
+        let Encoded { ids, image_rows, text, .. } = &self.encoded;
+        ids.len() * 8 + image_rows.len() * 4 + text.len() + self.num_values() + 256
+    }
+
+    /// Values of its pictures once they are normalised.
+    pub fn num_values(&self) -> usize {
+        self.pictures.iter().map(|picture| picture.data.len()).sum()
     }
 }
 
@@ -99,6 +137,11 @@ impl Batch {
         self.sample_ids.len()
     }
 
+    /// Bytes of memory this batch holds, for byte budgets.
+    pub fn num_bytes(&self) -> usize {
+        self.ids.len() * 16 + self.pixels.len() * 4 + 256
+    }
+
     /// Number of input tokens; there is no padding.
     pub fn num_tokens(&self) -> usize {
         self.ids.len()
@@ -119,29 +162,54 @@ impl Batch {
 /// Pictures of different shapes, which one model input cannot hold.
 pub fn collate(samples: &[Encoded]) -> Result<Batch, DataError> {
     let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
-    for s in samples {
-        let base = batch.ids.len() as u32;
+    for sample in samples {
+        batch.append(sample)?;
+        batch.pixels.extend_from_slice(&sample.pixels);
+    }
+    Ok(batch)
+}
+
+impl Batch {
+    /// Packs prepared records one after the other; `normalise` writes the values of pictures at the end of a list.
+    ///
+    /// # Errors
+    /// As [`collate`].
+    pub(crate) fn of_prepared(
+        records: Vec<Prepared>,
+        normalise: impl Fn(&[RgbImage], &mut Vec<f32>),
+    ) -> Result<Self, DataError> {
+        let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
+        batch.pixels.reserve_exact(records.iter().map(Prepared::num_values).sum());
+        for record in records {
+            batch.append(&record.encoded)?;
+            normalise(&record.pictures, &mut batch.pixels);
+        }
+        Ok(batch)
+    }
+
+    /// Adds everything of a record but its pixels.
+    fn append(&mut self, s: &Encoded) -> Result<(), DataError> {
+        let base = self.ids.len() as u32;
         if s.num_images > 0 {
-            if batch.num_images > 0 && batch.image_shape != s.image_shape {
+            if self.num_images > 0 && self.image_shape != s.image_shape {
                 return Err(DataError::PictureShapes {
                     id: s.id.clone(),
-                    expected: batch.image_shape,
+                    expected: self.image_shape,
                     found: s.image_shape,
                 });
             }
-            batch.image_shape = s.image_shape;
+            self.image_shape = s.image_shape;
         }
-        batch.ids.extend_from_slice(&s.ids);
-        batch.labels.extend_from_slice(&s.labels);
-        batch.positions.extend(0..s.ids.len() as u32);
-        batch.cu_seqlens.push(batch.ids.len());
-        batch.pixels.extend_from_slice(&s.pixels);
-        batch.num_images += s.num_images;
-        batch.image_rows.extend(s.image_rows.iter().map(|r| r + base));
-        batch.grids.extend_from_slice(&s.grids);
-        batch.frame_seconds.extend_from_slice(&s.frame_seconds);
-        batch.sample_ids.push(s.id.clone());
-        batch.sample_index.push(s.index);
+        self.ids.extend_from_slice(&s.ids);
+        self.labels.extend_from_slice(&s.labels);
+        self.positions.extend(0..s.ids.len() as u32);
+        self.cu_seqlens.push(self.ids.len());
+        self.num_images += s.num_images;
+        self.image_rows.extend(s.image_rows.iter().map(|r| r + base));
+        self.grids.extend_from_slice(&s.grids);
+        self.frame_seconds.extend_from_slice(&s.frame_seconds);
+        self.sample_ids.push(s.id.clone());
+        self.sample_index.push(s.index);
+        Ok(())
     }
-    Ok(batch)
 }

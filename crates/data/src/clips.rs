@@ -1,12 +1,17 @@
 //! Owns the choice of frames: from the media references of a record to opened files and frame numbers, and later to
-//! pictures. It refuses to choose by its own rule: `media::sample_indices` repeats the reference's.
+//! pictures as the model takes them. It refuses to choose by its own rule: `media::sample_indices` repeats the
+//! reference's.
 
+use std::borrow::Cow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use media::{FrameCount, FrameRule, RgbImage, SampleSpec, VideoIndex, sample_indices};
+use media::{FrameCount, FrameRule, MediaError, RgbImage, SampleSpec, VideoIndex, sample_indices};
 
 use crate::batch::FrameInfo;
+use crate::cache::{Content, FrameCache, Shot, VideoFacts, Wanted};
 use crate::error::{DataError, RecordError};
+use crate::image::ImageSettings;
 use crate::options::EncodeOptions;
 use crate::record::{MediaKind, MediaRef, MediaSource, Sample};
 
@@ -19,15 +24,26 @@ pub(crate) struct VideoDefaults {
 }
 
 /// An opened file of a record.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 enum Opened {
     Picture(PathBuf),
-    Video(Box<VideoIndex>),
-    Frames { files: Vec<PathBuf>, fps: f64 },
+    Video(Arc<Video>),
+    Frames { files: Arc<[PathBuf]>, fps: f64 },
+}
+
+/// A video of which the frames can be chosen.
+#[derive(Debug)]
+struct Video {
+    path: PathBuf,
+    facts: VideoFacts,
+    /// What the file holds, where a cache is used.
+    content: Option<Content>,
+    /// The index behind the facts, unless they came from the cache.
+    index: Option<VideoIndex>,
 }
 
 /// One clip or picture of a record with the frames that were chosen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Clip {
     /// Position of its first reference in the record.
     media: usize,
@@ -39,7 +55,7 @@ struct Clip {
 }
 
 /// All media of a record, opened, with the frames that were chosen.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Clips {
     clips: Vec<Clip>,
     /// For every media reference in order: its clip, and the frame of it for a [`MediaKind::FrameOf`].
@@ -53,7 +69,12 @@ impl Clips {
     ///
     /// # Errors
     /// A file that cannot be used, or a wish that its clip cannot grant.
-    pub fn open(sample: &Sample, options: &EncodeOptions, defaults: &VideoDefaults) -> Result<Self, DataError> {
+    pub fn open(
+        sample: &Sample,
+        options: &EncodeOptions,
+        defaults: &VideoDefaults,
+        cache: Option<&FrameCache>,
+    ) -> Result<Self, DataError> {
         let mut all = Self { clips: Vec::new(), references: Vec::new(), notes: Vec::new() };
         for (number, reference) in sample.media().enumerate() {
             let frame = match reference.kind {
@@ -64,7 +85,7 @@ impl Clips {
             let clip = match known {
                 Some(clip) => clip,
                 None => {
-                    let opened = open(sample, reference, options)?;
+                    let opened = open(sample, reference, options, cache)?;
                     let clip = Clip {
                         media: number,
                         reference: reference.clone(),
@@ -89,11 +110,11 @@ impl Clips {
         let reference = &clip.reference;
         let (total, fps, seconds, is_list): (usize, f64, &[f64], bool) = match &clip.opened {
             Opened::Picture(_) => return Ok(()),
-            Opened::Video(index) => {
-                for warning in &index.warnings {
-                    self.notes.push(format!("`{}`: {}", index.path.display(), warning.message));
+            Opened::Video(video) => {
+                for warning in &video.facts.warnings {
+                    self.notes.push(format!("`{}`: {warning}", video.path.display()));
                 }
-                (index.num_frames(), index.fps, &index.seconds, false)
+                (video.facts.seconds.len(), video.facts.fps, &video.facts.seconds, false)
             }
             Opened::Frames { files, fps } => (files.len(), *fps, &[], true),
         };
@@ -192,37 +213,35 @@ impl Clips {
         }
     }
 
-    /// Reads the chosen frames, in the order in which they stand in the text.
+    /// Reads the chosen frames, in the order in which they stand in the text, each as `settings` shape it.
     ///
     /// # Errors
     /// A file that cannot be decoded.
-    pub fn load(&mut self, sample: &Sample, options: &EncodeOptions) -> Result<Vec<(RgbImage, FrameInfo)>, DataError> {
-        let error = |e| DataError::media(sample, e);
+    pub fn load(
+        &mut self,
+        sample: &Sample,
+        options: &EncodeOptions,
+        settings: &ImageSettings,
+        cache: Option<&FrameCache>,
+    ) -> Result<Vec<(RgbImage, FrameInfo)>, DataError> {
+        // Other frames in every epoch would only drive out those of other runs.
+        let cache = cache.filter(|_| options.jitter.is_none());
         let mut loaded = Vec::with_capacity(self.clips.len());
         for clip in &self.clips {
-            let frames: Vec<(RgbImage, FrameInfo)> = match &clip.opened {
-                Opened::Picture(path) => {
-                    let image = media::load_image(path, &options.limits).map_err(error)?;
-                    vec![(image, FrameInfo { media: clip.media, index: 0, seconds: 0.0 })]
-                }
-                Opened::Video(index) => {
-                    let frames = media::decode_frames(index, &clip.indices, &options.limits).map_err(error)?;
-                    let damaged = frames.iter().filter(|f| f.damaged).count();
-                    if damaged > 0 {
-                        self.notes.push(format!(
-                            "`{}`: {damaged} of {} frames are damaged in the file",
-                            index.path.display(),
-                            frames.len()
-                        ));
-                    }
-                    frames.into_iter().map(|f| with_info(f, clip.media)).collect()
-                }
-                Opened::Frames { files, fps } => {
-                    let frames = media::load_frame_files(files, &clip.indices, *fps, &options.limits).map_err(error)?;
-                    frames.into_iter().map(|f| with_info(f, clip.media)).collect()
-                }
-            };
-            loaded.push(frames);
+            let shots = clip.load(options, settings, cache).map_err(|error| DataError::media(sample, error))?;
+            let damaged = shots.iter().filter(|shot| shot.damaged).count();
+            if let Opened::Video(video) = &clip.opened
+                && damaged > 0
+            {
+                let (path, total) = (video.path.display(), shots.len());
+                self.notes.push(format!("`{path}`: {damaged} of {total} frames are damaged in the file"));
+            }
+            let infos = clip.indices.iter().map(|&index| FrameInfo {
+                media: clip.media,
+                index,
+                seconds: clip.seconds_of(index),
+            });
+            loaded.push(shots.into_iter().map(|shot| shot.image).zip(infos).collect::<Vec<_>>());
         }
         let mut pictures = Vec::new();
         for &(clip, frame) in &self.references {
@@ -236,11 +255,110 @@ impl Clips {
         }
         Ok(pictures)
     }
+
+    /// Height and width of every picture in the order in which they stand in the text, before anything is done to them.
+    /// Videos need not be decoded for that; still pictures are read.
+    ///
+    /// # Errors
+    /// A still picture that cannot be read.
+    pub fn source_sizes(&self, sample: &Sample, options: &EncodeOptions) -> Result<Vec<(usize, usize)>, DataError> {
+        let of = |path: &Path| {
+            let image = media::load_image(path, &options.limits).map_err(|error| DataError::media(sample, error))?;
+            Ok((image.height as usize, image.width as usize))
+        };
+        let mut sizes = Vec::with_capacity(self.clips.len());
+        for clip in &self.clips {
+            sizes.push(match &clip.opened {
+                Opened::Picture(path) => vec![of(path)?],
+                Opened::Video(video) => {
+                    vec![(video.facts.height as usize, video.facts.width as usize); clip.indices.len()]
+                }
+                Opened::Frames { files, .. } => {
+                    clip.indices.iter().map(|&index| of(&files[index])).collect::<Result<_, DataError>>()?
+                }
+            });
+        }
+        let of_reference = |&(clip, frame): &(usize, Option<usize>)| match frame {
+            None => sizes[clip].clone(),
+            Some(position) => vec![sizes[clip][position]],
+        };
+        Ok(self.references.iter().flat_map(of_reference).collect())
+    }
 }
 
-fn with_info(frame: media::Frame, media: usize) -> (RgbImage, FrameInfo) {
-    let info = FrameInfo { media, index: frame.index, seconds: frame.seconds };
-    (frame.image, info)
+impl Clip {
+    /// The chosen frames, shaped; of a clip from the cache where that knows them.
+    fn load(
+        &self,
+        options: &EncodeOptions,
+        settings: &ImageSettings,
+        cache: Option<&FrameCache>,
+    ) -> Result<Vec<Shot>, MediaError> {
+        let limits = &options.limits;
+        let content = match &self.opened {
+            Opened::Picture(path) => {
+                let image = settings.shape(media::load_image(path, limits)?);
+                return Ok(vec![Shot { image, damaged: false }]);
+            }
+            Opened::Video(video) => video.content.clone(),
+            Opened::Frames { files, .. } => cache.and_then(|cache| {
+                let files: Option<Vec<&Path>> =
+                    self.indices.iter().map(|&index| files.get(index).map(PathBuf::as_path)).collect();
+                cache.content(&files?)
+            }),
+        };
+        let cached = cache.zip(content.as_ref());
+        let shape = settings.shape_key();
+        let is_video = matches!(self.opened, Opened::Video(_));
+        let wanted = Wanted { indices: &self.indices, shape: &shape, limits, is_video };
+        if let Some(shots) = cached.and_then(|(cache, content)| cache.shots(content, &wanted)) {
+            return Ok(shots);
+        }
+        let frames = match &self.opened {
+            Opened::Video(video) => media::decode_frames(&*video.index(options)?, &self.indices, limits)?,
+            Opened::Frames { files, fps } => media::load_frame_files(files, &self.indices, *fps, limits)?,
+            Opened::Picture(_) => unreachable!("pictures were read above"),
+        };
+        let shaped = |frame: media::Frame| Shot { image: settings.shape(frame.image), damaged: frame.damaged };
+        let shots: Vec<Shot> = frames.into_iter().map(shaped).collect();
+        if let Some((cache, content)) = cached {
+            cache.keep_shots(content, &wanted, &shots);
+        }
+        Ok(shots)
+    }
+
+    /// Presentation time of a frame.
+    fn seconds_of(&self, index: usize) -> f64 {
+        match &self.opened {
+            Opened::Picture(_) => 0.0,
+            Opened::Video(video) => video.facts.seconds.get(index).copied().unwrap_or_default(),
+            Opened::Frames { fps, .. } => index as f64 / fps,
+        }
+    }
+}
+
+impl Video {
+    /// Reads what is needed for the choice of frames, from the cache where that knows it.
+    fn open(path: PathBuf, options: &EncodeOptions, cache: Option<&FrameCache>) -> Result<Self, MediaError> {
+        let content = cache.and_then(|cache| cache.content(&[&path]));
+        let cached = cache.zip(content.as_ref());
+        if let Some(facts) = cached.and_then(|(cache, content)| cache.facts(content, &options.limits)) {
+            return Ok(Self { path, facts, content, index: None });
+        }
+        let index = media::index_video(&path, &options.limits)?;
+        let facts = VideoFacts::of(&index);
+        if let Some((cache, content)) = cached {
+            cache.keep_facts(content, &options.limits, &facts);
+        }
+        Ok(Self { path, facts, content, index: Some(index) })
+    }
+
+    fn index(&self, options: &EncodeOptions) -> Result<Cow<'_, VideoIndex>, MediaError> {
+        match &self.index {
+            Some(index) => Ok(Cow::Borrowed(index)),
+            None => media::index_video(&self.path, &options.limits).map(Cow::Owned),
+        }
+    }
 }
 
 /// How many frames are wanted, and whether the record itself says so.
@@ -305,26 +423,32 @@ pub(crate) fn name_of(reference: &MediaRef) -> String {
     }
 }
 
-fn open(sample: &Sample, reference: &MediaRef, options: &EncodeOptions) -> Result<Opened, DataError> {
+fn open(
+    sample: &Sample,
+    reference: &MediaRef,
+    options: &EncodeOptions,
+    cache: Option<&FrameCache>,
+) -> Result<Opened, DataError> {
     let media_error = |e| DataError::media(sample, e);
     let is_image = reference.kind == MediaKind::Image;
     let path = match &reference.source {
-        MediaSource::Files(files) => return Ok(Opened::Frames { files: files.clone(), fps: list_rate(reference) }),
+        MediaSource::Files(files) => {
+            return Ok(Opened::Frames { files: files.as_slice().into(), fps: list_rate(reference) });
+        }
         MediaSource::Path(path) => path.clone(),
         MediaSource::Url(url) => fetch(sample, url, options)?,
     };
     if is_image {
         if !path.exists() {
-            return Err(media_error(media::MediaError::MissingFile { path }));
+            return Err(media_error(MediaError::MissingFile { path }));
         }
         return Ok(Opened::Picture(path));
     }
     if path.is_dir() {
         let files = media::list_frame_folder(&path).map_err(media_error)?;
-        return Ok(Opened::Frames { files, fps: list_rate(reference) });
+        return Ok(Opened::Frames { files: files.into(), fps: list_rate(reference) });
     }
-    let index = media::index_video(&path, &options.limits).map_err(media_error)?;
-    Ok(Opened::Video(Box::new(index)))
+    Ok(Opened::Video(Arc::new(Video::open(path, options, cache).map_err(media_error)?)))
 }
 
 /// The rate of a list of frames; one a second where nobody says, which only shows in times.

@@ -3,9 +3,10 @@
 
 use std::ops::Range;
 
+use media::RgbImage;
 use serde_json::{Value, json};
 
-use crate::batch::{Encoded, IGNORE};
+use crate::batch::{Encoded, IGNORE, Prepared, RecordSize};
 use crate::clips::Clips;
 use crate::error::{DataError, RecordError};
 use crate::options::{EncodeOptions, OnLong};
@@ -21,6 +22,38 @@ impl Processor {
     /// # Errors
     /// The record, its media, or its length.
     pub fn encode(&self, sample: &Sample, options: &EncodeOptions) -> Result<Encoded, DataError> {
+        Ok(self.normalise(self.prepare(sample, options)?))
+    }
+
+    /// Tokens and patches that the record will have, without decoding its videos. A record that is refused here would be
+    /// refused by [`Processor::encode`]; not the other way round.
+    ///
+    /// # Errors
+    /// As [`Processor::encode`].
+    pub fn measure(&self, sample: &Sample, options: &EncodeOptions) -> Result<RecordSize, DataError> {
+        let (clips, text) = self.plan(sample, options)?;
+        let Some((settings, tokens)) = &self.image else {
+            return Ok(RecordSize { tokens: text.pieces.len() as u32, patches: 0 });
+        };
+        let sizes = match settings.fixed_size() {
+            Some(size) => vec![size; text.num_pictures],
+            None => {
+                let sizes = clips.source_sizes(sample, options)?;
+                sizes.into_iter().map(|(height, width)| settings.output_size(height, width)).collect()
+            }
+        };
+        let in_pictures: usize = sizes.iter().map(|&(height, width)| tokens.count(height, width)).sum();
+        let patches: usize =
+            sizes.iter().map(|&(height, width)| (height / tokens.patch) * (width / tokens.patch)).sum();
+        let length = text.pieces.len() - text.num_pictures + in_pictures;
+        if let Some(limit) = options.max_length.filter(|&limit| length > limit) {
+            return Err(too_long(sample, length, limit, 0));
+        }
+        Ok(RecordSize { tokens: length as u32, patches: patches as u32 })
+    }
+
+    /// The frames chosen and the text tokenised: all that is known of a record before its media are decoded.
+    fn plan(&self, sample: &Sample, options: &EncodeOptions) -> Result<(Clips, Tokenised), DataError> {
         if self.image.is_none() && sample.media().next().is_some() {
             return Err(record_error(
                 sample,
@@ -30,18 +63,23 @@ impl Processor {
             .hint("use a checkpoint with `preprocessor_config.json`, or text-only records")
             .into());
         }
-        let mut clips = Clips::open(sample, options, &self.video)?;
+        let mut clips = Clips::open(sample, options, &self.video, self.cache.as_deref())?;
         let mut text = self.render(sample, &clips, options)?;
         // Where the size of a picture follows from its file, the length is only known once it is read.
         if let (Some(limit), Some(each)) = (options.max_length, self.tokens_per_image()) {
             text = self.fit(sample, &mut clips, options, text, limit, each)?;
         }
-        let pictures = clips.load(sample, options)?;
+        Ok((clips, text))
+    }
+
+    /// As [`Processor::encode`], with the pictures still in bytes.
+    pub(crate) fn prepare(&self, sample: &Sample, options: &EncodeOptions) -> Result<Prepared, DataError> {
+        let (mut clips, text) = self.plan(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
-        let mut counts = Vec::with_capacity(pictures.len());
+        let (mut counts, mut pictures) = (Vec::new(), Vec::new());
         if let Some((settings, tokens)) = &self.image {
-            for (picture, info) in pictures {
-                let (mut values, height, width) = settings.apply(&picture);
+            for (picture, info) in clips.load(sample, options, settings, self.cache.as_deref())? {
+                let (height, width) = (picture.height as usize, picture.width as usize);
                 let shape = [3, height, width];
                 if encoded.num_images > 0 && encoded.image_shape != shape {
                     return Err(record_error(sample, "picture_shapes", "the pictures have different shapes")
@@ -51,11 +89,11 @@ impl Processor {
                 }
                 encoded.image_shape = shape;
                 encoded.num_images += 1;
-                encoded.pixels.append(&mut values);
                 encoded.grids.push([1, height / tokens.patch, width / tokens.patch]);
                 encoded.frame_seconds.push(vec![info.seconds]);
                 encoded.frames.push(info);
                 counts.push(tokens.count(height, width));
+                pictures.push(picture);
             }
         }
         self.expand(sample, &text, &counts, options, &mut encoded)?;
@@ -69,7 +107,24 @@ impl Processor {
         }
         encoded.text = text.rendered.text;
         encoded.notes = clips.notes;
-        Ok(encoded)
+        Ok(Prepared { encoded, pictures })
+    }
+
+    /// Makes values of the pictures' bytes.
+    fn normalise(&self, prepared: Prepared) -> Encoded {
+        let Prepared { mut encoded, pictures } = prepared;
+        self.write_values(&pictures, &mut encoded.pixels);
+        encoded
+    }
+
+    /// Writes the values of pictures at the end of `values`.
+    pub(crate) fn write_values(&self, pictures: &[RgbImage], values: &mut Vec<f32>) {
+        let Some((settings, _)) = &self.image else { return };
+        for picture in pictures {
+            let start = values.len();
+            values.resize(start + picture.data.len(), 0.0);
+            settings.write_values(picture, &mut values[start..]);
+        }
     }
 
     /// Renders and tokenises a record with the frames chosen so far.
@@ -122,7 +177,7 @@ impl Processor {
         let mut best = None;
         while too_many - fits > 1 {
             let middle = usize::midpoint(fits, too_many);
-            let mut trial = Clips::open(sample, options, &self.video)?;
+            let mut trial = clips.clone();
             trial.shrink(middle);
             let shorter = self.render(sample, &trial, options)?;
             if shorter.len(each) <= limit {

@@ -263,25 +263,37 @@ impl ImageSettings {
         })
     }
 
-    /// The picture's values `[3, H, W]` with H and W.
-    pub fn apply(&self, image: &RgbImage) -> (Vec<f32>, usize, usize) {
-        let padded = self.pad_square.then(|| self.squared(image)).flatten();
-        let image = padded.as_ref().unwrap_or(image);
-        let resized = self.resize.and_then(|(target, filter)| self.resized(image, target, filter));
-        let image = resized.as_ref().unwrap_or(image);
-        let cropped = self.crop.and_then(|size| self.cropped(image, size));
-        let image = cropped.as_ref().unwrap_or(image);
+    /// Height and width of the picture that [`ImageSettings::shape`] makes of one of this size.
+    pub fn output_size(&self, height: usize, width: usize) -> (usize, usize) {
+        let (height, width) = if self.pad_square { (height.max(width), height.max(width)) } else { (height, width) };
+        self.crop.unwrap_or_else(|| self.resize.map_or((height, width), |(target, _)| target.of(height, width)))
+    }
+
+    /// The picture as the model takes it, still in bytes: made square, scaled and cropped as the settings say.
+    pub fn shape(&self, image: RgbImage) -> RgbImage {
+        let image = if self.pad_square { self.squared(&image).unwrap_or(image) } else { image };
+        let resized = self.resize.and_then(|(target, filter)| self.resized(&image, target, filter));
+        let image = resized.unwrap_or(image);
+        self.crop.and_then(|size| self.cropped(&image, size)).unwrap_or(image)
+    }
+
+    /// Everything that [`ImageSettings::shape`] depends on, as a text: equal texts make equal bytes.
+    pub fn shape_key(&self) -> String {
+        let padding = self.pad_square.then(|| self.padding());
+        format!("{:?}, padding {padding:?}, resize {:?}, crop {:?}", self.backend, self.resize, self.crop)
+    }
+
+    /// Writes the values `[3, H, W]` of a picture that [`ImageSettings::shape`] made.
+    pub fn write_values(&self, image: &RgbImage, values: &mut [f32]) {
         let plane = image.width as usize * image.height as usize;
-        let mut values = vec![0.0; plane * 3];
-        for (channel, (out, table)) in values.chunks_exact_mut(plane).zip(self.table.iter()).enumerate() {
+        for (channel, (out, table)) in values.chunks_exact_mut(plane.max(1)).zip(self.table.iter()).enumerate() {
             for (value, pixel) in out.iter_mut().zip(image.data.chunks_exact(3)) {
                 *value = table[usize::from(pixel[channel])];
             }
         }
-        (values, image.height as usize, image.width as usize)
     }
 
-    /// The bytes of values that [`ImageSettings::apply`] made.
+    /// The bytes of values that [`ImageSettings::write_values`] wrote.
     pub fn undo(&self, values: &[f32], height: usize, width: usize) -> RgbImage {
         let plane = height * width;
         let mut image = RgbImage::filled(width as u32, height as u32, [0; 3]);
@@ -300,11 +312,14 @@ impl ImageSettings {
         if image.width == image.height {
             return None;
         }
-        let mean = self.normalize.map_or(CLIP_MEAN, |(mean, _)| mean);
-        let colour = mean.map(|m| (m * 255.0) as u8);
-        let mut square = RgbImage::filled(side, side, colour);
+        let mut square = RgbImage::filled(side, side, self.padding());
         paste(&mut square, image, i64::from((side - image.width) / 2), i64::from((side - image.height) / 2));
         Some(square)
+    }
+
+    /// The mean colour.
+    fn padding(&self) -> [u8; 3] {
+        self.normalize.map_or(CLIP_MEAN, |(mean, _)| mean).map(|m| (m * 255.0) as u8)
     }
 
     fn resized(&self, image: &RgbImage, target: Target, filter: Filter) -> Option<RgbImage> {

@@ -9,6 +9,7 @@
 //! entry of the [`Ledger`].
 
 mod batch;
+mod cache;
 mod clips;
 mod dataset;
 mod encode;
@@ -20,19 +21,21 @@ mod ledger;
 mod loader;
 mod options;
 mod order;
+mod pack;
 mod plan;
 mod processor;
 mod record;
 mod template;
 mod tokenizer;
 
-pub use batch::{Batch, Encoded, FrameInfo, IGNORE, collate};
+pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, collate};
+pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};
 pub use image::ImageBackend;
 pub use json_index::Fingerprint;
 pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
-pub use loader::{Loader, LoaderOptions, LoaderState, OnBadMedia};
+pub use loader::{Loader, LoaderOptions, LoaderState, LoaderStats, OnBadMedia, PackEstimate, estimate_packing};
 pub use options::{EncodeOptions, OnLong};
 pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField};
 pub use processor::{Processor, TemplateChoice};

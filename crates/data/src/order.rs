@@ -1,5 +1,6 @@
 //! Owns the order of records in an epoch: a permutation that gives any position at once, so that a run resumes without
-//! replaying what came before. It refuses to hold a list: memory does not grow with the dataset.
+//! replaying what came before. It holds no list, so that memory does not grow with the dataset, unless records are
+//! grouped by length, which needs the lengths of all of them.
 //!
 //! A Feistel network of four rounds over the smallest even number of bits that hold the records, walked until it lands
 //! inside (Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002). Four steps are the expected worst.
@@ -39,6 +40,49 @@ impl Order {
     }
 }
 
+/// Which record stands at which position of one epoch.
+#[derive(Debug, Clone)]
+pub(crate) enum Sequence {
+    /// By rule.
+    Plain(Order),
+    /// By list.
+    Grouped(Vec<u64>),
+}
+
+impl Sequence {
+    /// The record at a position.
+    pub fn record(&self, position: u64) -> u64 {
+        match self {
+            Self::Plain(order) => order.record(position),
+            Self::Grouped(records) => records[position as usize],
+        }
+    }
+}
+
+/// Records of like length side by side, as `get_length_grouped_indices` of `transformers` (`trainer_pt_utils.py`): a
+/// random order is cut into groups of `50 * step` records, or into four where that is less, and each is sorted from long
+/// to short. The longest record of all changes places with the first, so that a run that needs too much memory does so
+/// at once. `order` gives the random order, `step` is the number of records that one step takes.
+pub(crate) fn grouped(order: impl Fn(u64) -> u64, lengths: &[u32], step: usize) -> Vec<u64> {
+    let num_steps = (lengths.len() / (step * 4)).clamp(1, 50);
+    let length = |record: &u64| lengths[*record as usize];
+    let mut records: Vec<u64> = (0..lengths.len() as u64).map(order).collect();
+    // Stable, as the reference: of equally long ones the order stays, and of equally long groups the first counts.
+    records
+        .chunks_mut(num_steps * step)
+        .for_each(|group| group.sort_by_key(|record| std::cmp::Reverse(length(record))));
+    let mut longest = 0;
+    for first in (0..records.len()).step_by(num_steps * step) {
+        if length(&records[first]) > length(&records[longest]) {
+            longest = first;
+        }
+    }
+    if !records.is_empty() {
+        records.swap(0, longest);
+    }
+    records
+}
+
 /// A bijection of the numbers below `2^(2 * half_bits)`.
 fn permute(value: u64, half_bits: u32, key: u64) -> u64 {
     let mask = (1u64 << half_bits) - 1;
@@ -61,6 +105,20 @@ pub(crate) fn mix(value: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Expected: `get_length_grouped_indices` of `transformers` 4.57 with these permutations in place of `torch.randperm`.
+    #[test]
+    fn records_of_like_length_stand_side_by_side() {
+        let check = |order: &[u64], lengths: &[u32], step, expected: &[u64]| {
+            assert_eq!(grouped(|position| order[position as usize], lengths, step), expected);
+        };
+        check(&[0, 1, 2, 3, 4, 5, 6, 7], &[5, 1, 4, 2, 9, 3, 8, 7], 2, &[4, 1, 2, 3, 0, 5, 6, 7]);
+        let order = [7, 2, 5, 0, 9, 3, 8, 1, 6, 4];
+        check(&order, &[4, 4, 9, 1, 9, 2, 7, 7, 3, 9], 1, &[2, 7, 0, 5, 9, 3, 1, 8, 4, 6]);
+        check(&[3, 0, 2, 1], &[1, 2, 2, 1], 5, &[2, 1, 3, 0]);
+        check(&[4, 1, 3, 0, 2], &[3, 8, 8, 2, 5], 1, &[1, 4, 3, 0, 2]);
+        check(&[], &[], 3, &[]);
+    }
 
     #[test]
     fn every_record_comes_once() {

@@ -2,12 +2,14 @@
 //! and loader. It refuses keys it does not know; other tools' names are translated before the section comes here.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use media::{FrameRule, Limits};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::cache::FrameCache;
 use crate::dataset::{Dataset, open_dataset};
 use crate::error::DataError;
 use crate::image::ImageBackend;
@@ -86,6 +88,24 @@ pub const FIELDS: &[PlanField] = &[
         "Records stand one after the other without padding; the losses are the same either way.",
     ),
     field("pack_tokens", "count", "null", "Fill batches up to this many tokens instead of counting records."),
+    field(
+        "pack_patches",
+        "count",
+        "null",
+        "With `pack_tokens`: at most this many patches of pictures a batch, which is what the vision tower computes on.",
+    ),
+    field(
+        "pack_window",
+        "count",
+        "null",
+        "With `pack_tokens`: records that are put into batches by best fit at a time; 1 fills them in order. 256 when not given, and 1 with `shuffle: false`.",
+    ),
+    field(
+        "group_by_length",
+        "true | false",
+        "false",
+        "Records of like length side by side, as `LengthGroupedSampler` of `transformers`; all records are measured first, without decoding videos.",
+    ),
     field("shuffle", "true | false", "true", "Another order in every epoch of training; otherwise file order."),
     field(
         "on_bad_media",
@@ -105,14 +125,41 @@ pub const FIELDS: &[PlanField] = &[
         "\"torchvision\"",
         "Whose resize is repeated: `transformers` 5 uses torchvision, version 4 used Pillow for classes without `Fast`.",
     ),
-    free("num_workers", "count", "2", "Threads that decode and encode."),
-    free("buffer_mb", "count", "1024", "Most megabytes of encoded records held ahead."),
+    free(
+        "num_workers",
+        "count",
+        "null",
+        "Threads that decode and encode; otherwise one a core (or `--threads`), at most 16.",
+    ),
+    free("buffer_mb", "count", "512", "Most megabytes of records and batches held ahead."),
+    free(
+        "frame_cache",
+        "path",
+        "null",
+        "Folder in which the frames of clips are kept, scaled and without loss, so that they are decoded once; several runs may share it. Not used with `frame_jitter`.",
+    ),
+    free(
+        "frame_cache_size",
+        "bytes, such as 10GB",
+        "\"10GB\"",
+        "Most bytes in `frame_cache`. The least recently used frames make room, but none that this run has used itself.",
+    ),
     free("cache_dir", "path", "null", "Folder for media that records name by https address."),
     field("limits.max_pixels", "count", "null", "Largest width times height of a picture."),
     field("limits.max_frames", "count", "null", "Most frames that one file may present."),
     field("limits.max_duration_s", "number", "null", "Longest clip in seconds."),
     free("limits.deadline_s", "number", "null", "Longest time for one call on one file in seconds."),
 ];
+
+/// Records that are packed at a time when the plan does not say: of batches of ten records the last two or three of a
+/// window stay open, which is a part in a hundred of its tokens.
+const USUAL_WINDOW: u64 = 256;
+
+/// Records beyond which a window takes longer to measure than it can gain.
+const MAX_WINDOW: u64 = 1 << 16;
+
+/// Threads beyond which the disk or the step is what a run waits for.
+const MAX_WORKERS: usize = 16;
 
 /// One dataset of a plan.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -133,6 +180,51 @@ pub struct DatasetPlan {
 
 fn one() -> f64 {
     1.0
+}
+
+/// A number of bytes, written as a number or as `500MB`, `10GB`, `1GiB`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CacheSize(pub u64);
+
+impl Default for CacheSize {
+    fn default() -> Self {
+        Self(10_000_000_000)
+    }
+}
+
+const UNITS: [(&str, u64); 9] = [
+    ("TIB", 1 << 40),
+    ("GIB", 1 << 30),
+    ("MIB", 1 << 20),
+    ("KIB", 1 << 10),
+    ("TB", 1_000_000_000_000),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+impl<'de> Deserialize<'de> for CacheSize {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = Value::deserialize(deserializer)?;
+        let text = value.as_str().map_or_else(|| value.to_string(), str::to_ascii_uppercase);
+        let (number, factor) =
+            UNITS.iter().find_map(|(unit, n)| Some((text.strip_suffix(unit)?, *n))).unwrap_or((&text, 1));
+        let bytes = number.trim().parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+        bytes.filter(|bytes| *bytes > 0).map(Self).ok_or_else(|| {
+            serde::de::Error::custom(format!("expected a size such as `10GB` or `500MB`, found `{text}`"))
+        })
+    }
+}
+
+impl Serialize for CacheSize {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let unit = [("GB", 1_000_000_000), ("MB", 1_000_000)].into_iter().find(|(_, n)| self.0.is_multiple_of(*n));
+        match unit {
+            Some((unit, factor)) => serializer.serialize_str(&format!("{}{unit}", self.0 / factor)),
+            None => serializer.serialize_u64(self.0),
+        }
+    }
 }
 
 /// Bounds on media files that differ from the defaults.
@@ -179,6 +271,12 @@ pub struct DataPlan {
     pub packing: bool,
     /// Fill batches by tokens.
     pub pack_tokens: Option<usize>,
+    /// At most so many patches a batch.
+    pub pack_patches: Option<usize>,
+    /// Records that are packed at a time.
+    pub pack_window: Option<u64>,
+    /// Records of like length side by side.
+    pub group_by_length: bool,
     /// Another order in every epoch.
     pub shuffle: bool,
     /// What a bad record does.
@@ -188,9 +286,13 @@ pub struct DataPlan {
     /// Whose resize is repeated.
     pub image_backend: ImageBackend,
     /// Threads that decode and encode.
-    pub num_workers: usize,
+    pub num_workers: Option<usize>,
     /// Megabytes held ahead.
     pub buffer_mb: usize,
+    /// Folder of cached frames.
+    pub frame_cache: Option<PathBuf>,
+    /// Most bytes in it.
+    pub frame_cache_size: CacheSize,
     /// Folder for fetched media.
     pub cache_dir: Option<PathBuf>,
     /// Bounds on media files.
@@ -212,12 +314,17 @@ impl Default for DataPlan {
             on_long: OnLong::default(),
             packing: true,
             pack_tokens: None,
+            pack_patches: None,
+            pack_window: None,
+            group_by_length: false,
             shuffle: true,
             on_bad_media: OnBadMedia::default(),
             max_skips: None,
             image_backend: ImageBackend::default(),
-            num_workers: 2,
-            buffer_mb: 1024,
+            num_workers: None,
+            buffer_mb: 512,
+            frame_cache: None,
+            frame_cache_size: CacheSize::default(),
             cache_dir: None,
             limits: LimitsPlan::default(),
         }
@@ -254,7 +361,9 @@ impl DataPlan {
             ("max_frames", self.max_frames),
             ("max_length", self.max_length),
             ("pack_tokens", self.pack_tokens),
-            ("num_workers", Some(self.num_workers)),
+            ("pack_patches", self.pack_patches),
+            ("pack_window", self.pack_window.map(|window| window as usize)),
+            ("num_workers", self.num_workers),
         ] {
             if value == Some(0) {
                 return refuse(key, "must be at least 1, found 0".into(), "leave it out for the default");
@@ -280,6 +389,26 @@ impl DataPlan {
         }
         if self.pack_tokens.is_some() && !self.packing {
             return refuse("pack_tokens", "stands beside `data.packing: false`".into(), "keep one of them");
+        }
+        for (key, is_given) in
+            [("pack_patches", self.pack_patches.is_some()), ("pack_window", self.pack_window.is_some())]
+        {
+            if is_given && self.pack_tokens.is_none() {
+                return refuse(key, "needs `data.pack_tokens`".into(), "add it, or remove this key");
+            }
+        }
+        if self.pack_window.is_some_and(|window| window > MAX_WINDOW) {
+            let what =
+                format!("must be at most {MAX_WINDOW}: all records of a window are measured before its first batch");
+            return refuse("pack_window", what, "a usual value is 256");
+        }
+        if self.group_by_length && !self.shuffle {
+            let what = "puts records into an order of its own, beside `data.shuffle: false`";
+            return refuse("group_by_length", what.into(), "keep one of them");
+        }
+        if self.group_by_length && self.pack_tokens.is_some() {
+            let what = "stands beside `data.pack_tokens`, which fills batches better from lengths that differ";
+            return refuse("group_by_length", what.into(), "keep one of them");
         }
         let rule = self.rule()?;
         if self.frame_jitter && rule != Some(FrameRule::Segments) {
@@ -356,19 +485,32 @@ impl DataPlan {
         })
     }
 
-    /// What the section asks of the training loader, for batches of `batch_size` records in an order of `seed`.
+    /// Opens the cache of frames, if there shall be one.
+    ///
+    /// # Errors
+    /// Its folder cannot be used.
+    pub fn open_frame_cache(&self) -> Result<Option<Arc<FrameCache>>, DataError> {
+        let open = |dir: &PathBuf| FrameCache::open(dir, self.frame_cache_size.0).map(Arc::new);
+        self.frame_cache.as_ref().map(open).transpose()
+    }
+
+    /// What the section asks of the training loader, for batches of `batch_size` records, `accumulation` of them a step,
+    /// in an order of `seed`.
     ///
     /// # Errors
     /// An unknown frame rule.
-    pub fn train_options(&self, batch_size: usize, seed: u64) -> Result<LoaderOptions, DataError> {
+    pub fn train_options(&self, batch_size: usize, accumulation: usize, seed: u64) -> Result<LoaderOptions, DataError> {
         let mut encode = self.encode_options()?;
         encode.jitter = self.frame_jitter.then_some(seed);
         Ok(LoaderOptions {
             batch_size,
             pack_tokens: self.pack_tokens,
+            pack_patches: self.pack_patches,
+            pack_window: self.pack_window.unwrap_or(if self.shuffle { USUAL_WINDOW } else { 1 }),
+            group_by_length: self.group_by_length.then_some(batch_size * accumulation),
             shuffle: self.shuffle,
             seed,
-            workers: self.num_workers,
+            workers: self.num_workers.unwrap_or_else(|| rayon::current_num_threads().clamp(1, MAX_WORKERS)),
             byte_budget: self.buffer_mb.saturating_mul(1 << 20),
             on_bad_media: self.on_bad_media,
             max_skips: self.max_skips,
@@ -381,9 +523,9 @@ impl DataPlan {
     /// # Errors
     /// An unknown frame rule.
     pub fn eval_options(&self, batch_size: usize) -> Result<LoaderOptions, DataError> {
-        let train = self.train_options(batch_size, 0)?;
+        let train = self.train_options(batch_size, 1, 0)?;
         let encode = EncodeOptions { jitter: None, ..train.encode.clone() };
-        Ok(LoaderOptions { shuffle: false, pack_tokens: None, encode, ..train })
+        Ok(LoaderOptions { shuffle: false, pack_tokens: None, group_by_length: None, encode, ..train })
     }
 }
 
@@ -502,6 +644,30 @@ mod tests {
             "`data.train`: `weight: 2` is not built yet; hint: remove it; datasets are read whole, one after the other",
         );
         check(
+            json!({"pack_window": 4}),
+            "`data.pack_window`: needs `data.pack_tokens`; hint: add it, or remove this key",
+        );
+        check(
+            json!({"pack_patches": 400}),
+            "`data.pack_patches`: needs `data.pack_tokens`; hint: add it, or remove this key",
+        );
+        check(
+            json!({"pack_tokens": 9, "pack_window": 0}),
+            "`data.pack_window`: must be at least 1, found 0; hint: leave it out for the default",
+        );
+        check(
+            json!({"pack_tokens": 9, "pack_window": 100_000}),
+            "`data.pack_window`: must be at most 65536: all records of a window are measured before its first batch; hint: a usual value is 256",
+        );
+        check(
+            json!({"group_by_length": true, "shuffle": false}),
+            "`data.group_by_length`: puts records into an order of its own, beside `data.shuffle: false`; hint: keep one of them",
+        );
+        check(
+            json!({"group_by_length": true, "pack_tokens": 9}),
+            "`data.group_by_length`: stands beside `data.pack_tokens`, which fills batches better from lengths that differ; hint: keep one of them",
+        );
+        check(
             json!({"frame_jitter": true}),
             "`data.frame_jitter`: needs `data.frame_rule: segments`; hint: add the rule, or remove it",
         );
@@ -532,6 +698,18 @@ mod tests {
             let default: Value = serde_json::from_str(f.default).unwrap();
             assert_eq!(default, defaults[f.name], "default of `{}`", f.name);
         }
+    }
+
+    #[test]
+    fn the_window_follows_the_order() {
+        let window =
+            |section: Value| DataPlan::from_json(&section).unwrap().train_options(1, 1, 0).unwrap().pack_window;
+        assert_eq!(window(json!({"pack_tokens": 9})), 256);
+        assert_eq!(window(json!({"pack_tokens": 9, "shuffle": false})), 1);
+        assert_eq!(window(json!({"pack_tokens": 9, "shuffle": false, "pack_window": 8})), 8);
+        let grouped = DataPlan::from_json(&json!({"group_by_length": true})).unwrap();
+        assert_eq!(grouped.train_options(3, 4, 0).unwrap().group_by_length, Some(12));
+        assert_eq!(grouped.eval_options(3).unwrap().group_by_length, None);
     }
 
     #[test]

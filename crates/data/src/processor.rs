@@ -2,12 +2,14 @@
 //! back unchanged. The way from a record to ids is in `encode`. It refuses to order or batch records.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use media::RgbImage;
 use serde_json::Value;
 
 use crate::batch::Encoded;
+use crate::cache::FrameCache;
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
 use crate::image::{ImageBackend, ImageSettings};
@@ -74,6 +76,7 @@ pub struct Processor {
     /// Picture settings and placeholder, where the checkpoint takes pictures.
     pub(crate) image: Option<(ImageSettings, ImageTokens)>,
     pub(crate) video: VideoDefaults,
+    pub(crate) cache: Option<Arc<FrameCache>>,
     now: i64,
 }
 
@@ -101,7 +104,7 @@ impl Processor {
         let image_token = image.as_ref().map(|(_, t)| t.text.clone());
         let (template, media_only_user) = find_template(dir, &processor, &tokenizer, image_token.as_deref(), now)?;
         let video = video_defaults(dir, &processor)?;
-        Ok(Self { dir: dir.to_path_buf(), tokenizer, template, media_only_user, image, video, now })
+        Ok(Self { dir: dir.to_path_buf(), tokenizer, template, media_only_user, image, video, cache: None, now })
     }
 
     /// Uses another chat template than the checkpoint's.
@@ -124,6 +127,13 @@ impl Processor {
     #[must_use]
     pub fn with_image_backend(mut self, backend: ImageBackend) -> Self {
         self.image = self.image.map(|(settings, tokens)| (settings.with_backend(backend), tokens));
+        self
+    }
+
+    /// Takes frames of clips from a cache, and adds those that it lacks. What is encoded is the same with and without.
+    #[must_use]
+    pub fn with_frame_cache(mut self, cache: Option<Arc<FrameCache>>) -> Self {
+        self.cache = cache;
         self
     }
 

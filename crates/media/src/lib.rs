@@ -26,6 +26,7 @@ mod sniff;
 mod still;
 mod timeline;
 mod turn;
+mod version;
 
 pub use av::{LibavLibrary, libav_libraries};
 pub use bench::{DecodeBench, bench_decode};
@@ -39,3 +40,4 @@ pub use sample::{FrameCount, FrameRule, SampleSpec, sample_indices};
 pub use sheet::contact_sheet;
 pub use sniff::{is_animated, is_image, is_video};
 pub use still::load_image;
+pub use version::{picture_version, video_version};

@@ -2,15 +2,36 @@
 
 use std::path::Path;
 
+use data::CacheStats;
+use serde::Serialize;
+
 use crate::metrics::StepMetrics;
 use crate::profile::Profile;
 use crate::selection::PartCount;
+
+/// How the data kept up, over the steps of this process.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct DataReport {
+    /// Seconds spent waiting for batches.
+    pub data_time: f64,
+    /// Seconds of all steps, waiting included.
+    pub step_time: f64,
+    /// Mean tokens of a batch over `data.pack_tokens`, where batches are filled by tokens.
+    pub fill: Option<f64>,
+    /// What the frame cache did, where there is one.
+    pub frame_cache: Option<CacheStats>,
+}
 
 /// News of a run, in the order of happening.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A sentence that people should read once.
     Notice(&'a str),
+    /// The records of the training set are measured, to group them by length.
+    Measuring {
+        /// Records in the training set.
+        records: u64,
+    },
     /// Everything is loaded and the first step is next.
     Ready {
         /// What trains, by part.
@@ -53,6 +74,8 @@ pub enum Event<'a> {
         /// Seconds it took.
         seconds: f64,
     },
+    /// The last step of this process is done.
+    Data(&'a DataReport),
     /// A checkpoint stands under its name.
     CheckpointWritten {
         /// Its folder.

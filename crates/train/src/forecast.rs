@@ -131,17 +131,19 @@ fn blocks(marks: &[Mark]) -> Vec<BlockMemory> {
 
 impl MemoryEstimate {
     /// Adds the host's side: records held ahead by the loader, and this process as it is now.
-    pub(crate) fn with_host(mut self, plan: &Plan, window: &[Batch]) -> MemoryEstimate {
-        let batch =
-            window.iter().map(|batch| (4 * batch.pixels.len() + 16 * batch.num_tokens()) as u64).max().unwrap_or(0);
-        let record = batch / window.iter().map(|batch| batch.num_samples() as u64).max().unwrap_or(1).max(1);
-        let workers = plan.data.num_workers as u64;
-        // The batch in use, one more put together, a record in the works and one on the shelf for each thread.
-        self.data = (2 * batch + 2 * workers * record).min(2 * batch + ((plan.data.buffer_mb as u64) << 20))
-            + workers * DECODER;
+    pub(crate) fn with_host(mut self, plan: &Plan, window: &[Batch]) -> Result<MemoryEstimate> {
+        let loader = plan.data.train_options(
+            plan.train.per_device_train_batch_size,
+            plan.train.gradient_accumulation_steps,
+            plan.train.order_seed(),
+        )?;
+        let batch = window.iter().map(|batch| batch.num_bytes() as u64).max().unwrap_or(0);
+        // The batch in use, one put together for each thread and one waiting, within the loader's budget.
+        let ahead = (loader.workers as u64 + 1) * batch;
+        self.data = batch + ahead.min(loader.byte_budget as u64) + loader.workers as u64 * DECODER;
         self.resident = self.total + self.data + PROGRAM;
         self.available = plan.train.memory_limit.map(|limit| limit.0).or_else(available_memory);
-        self
+        Ok(self)
     }
 
     /// Whether the machine has room for it; true where that cannot be told.

@@ -25,7 +25,7 @@ mod step;
 
 pub use bench::{BenchOptions, BenchResult, bench_step};
 pub use error::{ExitClass, Result, TrainError};
-pub use event::Event;
+pub use event::{DataReport, Event};
 pub use export::{ModelKind, NextSteps, next_steps};
 pub use metrics::{StepMetrics, TrainerState, read_metrics};
 pub use optimizer::{Optimizer, clip_factor};

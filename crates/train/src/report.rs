@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data::{Encoded, collate};
+use data::{Encoded, PackEstimate, collate, estimate_packing};
 use models::LossWeights;
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -47,6 +47,8 @@ pub struct PlanReport {
     pub num_warmup_steps: u64,
     /// Tokens, estimated from a sample of the records.
     pub tokens: TokenEstimate,
+    /// How full batches are, estimated, where they are filled by tokens.
+    pub packing: Option<PackEstimate>,
     /// Memory of a step with the longest sampled records, planned from its shapes.
     pub memory: MemoryEstimate,
     /// Time, estimated.
@@ -131,12 +133,13 @@ pub struct TimeEstimate {
 pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     plan.check()?;
     let model_dir = resolve_model_dir(plan)?;
-    let data = open_data(plan, &model_dir)?;
+    let data = open_data(plan, &model_dir, None)?;
     check_adapter(plan)?;
     // Shapes are enough to say what trains: no weight is read.
     let selection = memory::plan(|| select(plan, &mut load_model(plan, &model_dir)?)).value?;
     let sample = sample_for_report(&data)?;
-    let tokens = estimate_tokens(plan, &data, &sample);
+    let packing = estimate_packing(&data.dataset, &data.processor, &data.options);
+    let tokens = estimate_tokens(plan, &data, &sample, packing.as_ref());
     let memory = check_memory(plan, &model_dir, &sample)?;
     let measured = match options.measure {
         true => Some(measure(plan, &model_dir, &longest_window(plan, &sample))?),
@@ -164,6 +167,7 @@ pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
         num_steps: data.count.num_training_steps,
         num_warmup_steps: data.schedule.num_warmup_steps,
         tokens,
+        packing,
         memory,
         time,
         measured,
@@ -214,7 +218,7 @@ fn sample_for_report(data: &DataSide) -> Result<Vec<Encoded>> {
     Ok(records)
 }
 
-fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded]) -> TokenEstimate {
+fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Option<&PackEstimate>) -> TokenEstimate {
     let sizes: Vec<RecordSize> = sample.iter().map(RecordSize::of).collect();
     let count = sizes.len().max(1) as f64;
     let mean = |size: fn(&RecordSize) -> u64| sizes.iter().map(size).sum::<u64>() as f64 / count;
@@ -222,7 +226,8 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded]) -> TokenEst
     let records_per_step = plan.train.gradient_accumulation_steps as f64 * data.options.batch_size as f64;
     let total_input_tokens = match (data.options.pack_tokens, data.count.steps_per_epoch) {
         (Some(tokens), _) => {
-            (tokens * plan.train.gradient_accumulation_steps) as f64 * data.count.num_training_steps as f64
+            let fill = packing.map_or(1.0, |packing| packing.fill);
+            (tokens * plan.train.gradient_accumulation_steps) as f64 * data.count.num_training_steps as f64 * fill
         }
         (None, Some(steps)) => {
             // The last step of an epoch may be smaller, so whole epochs count by records.
@@ -330,7 +335,7 @@ fn plan_step(plan: &Plan, model_dir: &Path, records: &[&Encoded]) -> Result<Plan
     };
     let mut forecast = forecast(plan, build, &window)?;
     forecast.flops /= window.len() as u64;
-    forecast.memory = forecast.memory.with_host(plan, &window);
+    forecast.memory = forecast.memory.with_host(plan, &window)?;
     Ok(Planned { forecast, compute })
 }
 
@@ -345,7 +350,7 @@ pub(crate) fn check_memory(plan: &Plan, model_dir: &Path, sample: &[Encoded]) ->
         return Ok(memory);
     }
     for change in changes(plan) {
-        let data = open_data(&change.plan, model_dir)?;
+        let data = open_data(&change.plan, model_dir, None)?;
         let sample: Vec<Encoded> = sample_records(&data, sample.len() as u64).flatten().collect();
         let smaller = plan_step(&change.plan, model_dir, &longest_window(&change.plan, &sample))?.forecast.memory;
         if smaller.fits() {

@@ -16,7 +16,7 @@ use tensor::profile;
 
 use crate::checkpoint::{self, Progress, RunState};
 use crate::error::{ExitClass, Result, TrainError};
-use crate::event::Event;
+use crate::event::{DataReport, Event};
 use crate::export::{self, CardFacts, FINAL_MODEL, NextSteps, next_steps};
 use crate::metrics::MetricsFile;
 use crate::plan::Plan;
@@ -166,6 +166,7 @@ struct Run<'a> {
     seconds_before: f64,
     steps_before: u64,
     tokens_before: u64,
+    data_report: DataReport,
 }
 
 impl<'a> Run<'a> {
@@ -178,6 +179,9 @@ impl<'a> Run<'a> {
         start: Option<(PathBuf, RunState)>,
     ) -> Result<Run<'a>> {
         let output_dir = plan.output_dir();
+        if job.options.group_by_length.is_some() {
+            on_event(&Event::Measuring { records: job.num_records() });
+        }
         let loader = job.loader(start.as_ref().map(|(_, state)| state.loader.clone()))?;
         let (mut ledger, mut progress) = (Ledger::new(job.num_records()), Progress::default());
         let last_checkpoint = start.as_ref().map(|(dir, _)| dir.clone());
@@ -238,6 +242,7 @@ impl<'a> Run<'a> {
             seconds_before,
             steps_before,
             tokens_before,
+            data_report: DataReport::default(),
         })
     }
 
@@ -261,6 +266,7 @@ impl<'a> Run<'a> {
         if let Some(profiler) = &mut self.profiler {
             profiler.end_of_steps();
         }
+        self.tell_data();
         if !preempted {
             let never_reached = self.trainer.end_watch()?;
             self.tell_never_reached(never_reached);

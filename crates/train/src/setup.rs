@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::{Dataset, Loader, LoaderOptions, LoaderState, Processor};
+use data::{Dataset, FrameCache, Loader, LoaderOptions, LoaderState, Processor};
 use models::{LoadOptions, Model};
 use tensor::DType;
 
@@ -25,6 +25,7 @@ pub(crate) struct Job {
     pub(crate) processor: Arc<Processor>,
     pub(crate) dataset: Arc<Dataset>,
     pub(crate) options: LoaderOptions,
+    pub(crate) cache: Option<Arc<FrameCache>>,
     pub(crate) eval: Option<EvalSet>,
     pub(crate) count: StepCount,
     pub(crate) selection: Selection,
@@ -50,7 +51,8 @@ const PLANNED_RECORDS: u64 = 4;
 /// Loads everything; the trainer stands at step 0.
 pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     let model_dir = resolve_model_dir(plan)?;
-    let side = open_data(plan, &model_dir)?;
+    let cache = plan.data.open_frame_cache()?;
+    let side = open_data(plan, &model_dir, cache.clone())?;
     // Records that cannot be encoded are the run's business, each in its place.
     let sample: Vec<data::Encoded> = sample_records(&side, PLANNED_RECORDS).flatten().collect();
     let forecast = check_memory(plan, &model_dir, &sample)?;
@@ -64,10 +66,9 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
     let trainer = Trainer::new(plan, model, &selection, schedule);
     let planned_peak = forecast.total;
-    Ok((
-        Job { model_dir, processor, dataset, options, eval, count, selection, kind, base_files, planned_peak },
-        trainer,
-    ))
+    let job =
+        Job { model_dir, processor, dataset, options, cache, eval, count, selection, kind, base_files, planned_peak };
+    Ok((job, trainer))
 }
 
 /// The folder of the base model.
@@ -88,12 +89,14 @@ pub(crate) fn load_model(plan: &Plan, dir: &Path) -> Result<Model> {
     Ok(model)
 }
 
-/// Opens processor and datasets and lays out the run's steps.
-pub(crate) fn open_data(plan: &Plan, model_dir: &Path) -> Result<DataSide> {
+/// Opens processor and datasets and lays out the run's steps. Who only looks gives no cache: nothing is written then.
+pub(crate) fn open_data(plan: &Plan, model_dir: &Path, cache: Option<Arc<FrameCache>>) -> Result<DataSide> {
     let (train, data) = (&plan.train, &plan.data);
-    let processor = Arc::new(Processor::load(model_dir)?.with_image_backend(data.image_backend));
+    let processor = Processor::load(model_dir)?.with_image_backend(data.image_backend).with_frame_cache(cache);
+    let processor = Arc::new(processor);
     let dataset = Arc::new(data.open_train()?);
-    let options = data.train_options(train.per_device_train_batch_size, train.order_seed())?;
+    let options =
+        data.train_options(train.per_device_train_batch_size, train.gradient_accumulation_steps, train.order_seed())?;
     let eval = match train.evaluation() {
         Strategy::No => None,
         Strategy::Steps | Strategy::Epoch => {

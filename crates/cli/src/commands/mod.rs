@@ -2,6 +2,7 @@
 
 pub mod bench_decode;
 pub mod bench_step;
+pub mod data_cache;
 pub mod data_check;
 pub mod data_frames;
 pub mod data_preview;

@@ -49,6 +49,15 @@ pub fn text_of(report: &PlanReport) -> String {
         tokens.sampled_records,
         tokens.total_input_tokens,
     );
+    if let Some(packing) = &report.packing {
+        let _ = writeln!(
+            text,
+            "batches {:.1} % full ({} batches of {} records measured)",
+            packing.fill * 100.0,
+            packing.batches,
+            packing.records
+        );
+    }
     let memory = &report.memory;
     let _ = writeln!(
         text,

@@ -9,7 +9,7 @@ use anyhow::Result;
 use serde_json::json;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use train::plan::Plan;
-use train::{Event, ReportOptions, Resume, RunOutcome, plan_report};
+use train::{DataReport, Event, ReportOptions, Resume, RunOutcome, plan_report};
 
 use crate::args::{Common, DeviceChoice, TrainArgs};
 use crate::commands::plan::{part_table, text_of};
@@ -75,6 +75,15 @@ pub fn stop_on_signals() -> Result<Arc<AtomicBool>> {
 pub fn show(event: &Event<'_>, console: &Console) {
     match event {
         Event::Notice(text) => console.message(crate::console::Level::Warning, text, None),
+        Event::Measuring { records } => {
+            console.event("measuring", json!({"records": records}), || {
+                Some(format!("measuring {records} records, to put those of like length side by side"))
+            });
+        }
+        Event::Data(report) => {
+            let fields = serde_json::to_value(report).unwrap_or_default();
+            console.event("data", fields, || Some(data_line(report)));
+        }
         Event::Ready { parts, records, num_steps, steps_done, planned_peak_bytes } => {
             let fields = json!({
                 "records": records, "num_steps": num_steps, "steps_done": steps_done,
@@ -127,6 +136,30 @@ pub fn show(event: &Event<'_>, console: &Console) {
             console.event("profile", fields, || Some(profile_table::text_of(profile, path)));
         }
     }
+}
+
+/// How the data kept up, in one line.
+fn data_line(report: &DataReport) -> String {
+    let mut text = format!("data: waited {} of {} for batches", duration(report.data_time), duration(report.step_time));
+    if let Some(fill) = report.fill {
+        text.push_str(&format!("; batches {:.1} % full", fill * 100.0));
+    }
+    if let Some(cache) = &report.frame_cache {
+        text.push_str(&format!(
+            "; frame cache: {} clips read ({}), {} decoded, {} of them stored ({})",
+            cache.hits,
+            bytes(cache.bytes_read),
+            cache.misses,
+            cache.stored,
+            bytes(cache.bytes_written)
+        ));
+        for (count, what) in [(cache.no_room, "without room"), (cache.damaged, "entries damaged")] {
+            if count > 0 {
+                text.push_str(&format!(", {count} {what}"));
+            }
+        }
+    }
+    text
 }
 
 fn tell_path(name: &str, word: &str, path: &Path, console: &Console) {

@@ -42,6 +42,37 @@ fn frames_are_written_with_their_times() {
 }
 
 #[test]
+fn a_folder_of_frames_is_looked_at_and_emptied() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text_of(&dir.path().join(name));
+    let data = dataset(dir.path(), &[record("a", &clip("h264_small.mp4"), "x"), record("b", &clip("av1.mp4"), "y")]);
+    let plan = format!(
+        "model: {{path: {}}}\nmethod: {{kind: projector}}\ndata: {{train: [{{path: {data}}}], num_frames: 2, frame_cache: {}}}\n\
+         train: {{output_dir: {}, max_steps: 3, per_device_train_batch_size: 2, save_strategy: \"no\"}}\n",
+        model("llava_siglip_qwen2"),
+        at("cache"),
+        at("out"),
+    );
+    std::fs::write(at("plan.yaml"), plan).unwrap();
+    let run = line("train", &[&at("plan.yaml")]).expect(0);
+    assert!(
+        run.stderr.contains("frame cache: 4 clips read (") && run.stderr.contains(", 2 decoded, 2 of them stored (")
+    );
+    std::fs::write(at("cache/mine.txt"), "mine").unwrap();
+    let held = line("data cache --json", &[&at("cache")]).expect(0).json();
+    assert_eq!((&held["entries"], &held["removed"]), (&json!(4), &json!(false)));
+    let text = line("data cache", &[&at("cache")]).expect(0).stdout;
+    assert!(text.starts_with("4 entries, ") && text.ends_with(&format!(" in `{}`\n", at("cache"))), "{text}");
+    let text = line("data cache --clear", &[&at("cache")]).expect(0).stdout;
+    assert!(text.starts_with("4 entries, ") && text.contains(" removed from `"), "{text}");
+    assert_eq!(line("data cache --json", &[&at("cache")]).expect(0).json()["bytes"], json!(0));
+    assert_eq!(std::fs::read(at("cache/mine.txt")).unwrap(), b"mine");
+    let run = line("data cache --clear", &[&at("out")]).expect(2);
+    assert!(run.stderr.contains("is no frame cache: it holds no `vidtune-frames.json`"), "{}", run.stderr);
+    assert!(run.stderr.contains("hint: name the folder of `data.frame_cache`"), "{}", run.stderr);
+}
+
+#[test]
 fn decoding_is_timed() {
     let run =
         line("bench decode --num-frames 4 --repeats 3 --json", &["--video", &clip("h264_long_gop.mp4")]).expect(0);

@@ -4,16 +4,11 @@
 //! The loops are written for the compiler to turn into vector code: fixed groups of sums that stay in registers, one
 //! weight for all of a group. On x86 they are compiled a second time with AVX2, chosen when the program runs. Sums fit
 //! in 32 bits by the choice of the weights' precision; they wrap in name only, so that test builds are vector code too.
-
-use rayon::prelude::*;
+//!
+//! One picture is the work of one thread, the caller's: records are decoded side by side, and work given to a shared pool
+//! would stand in line there with the arithmetic of a training step.
 
 use super::weights::Weights;
-
-/// Pictures of fewer bytes than this are scaled by one thread: starting others would cost more.
-const PARALLEL_BYTES: usize = 1 << 21;
-
-/// Rows given to a thread at once; a multiple of `ROWS`.
-const ROWS_A_TASK: usize = 32;
 
 /// Rows that the horizontal pass handles together.
 const ROWS: usize = 16;
@@ -23,18 +18,15 @@ const GROUP: usize = ROWS * 3;
 
 /// Scales rows: `height` rows of `width` RGB pixels become rows of `weights.bounds.len()` pixels.
 pub(super) fn horizontal(source: &[u8], width: usize, height: usize, weights: &Weights) -> Vec<u8> {
-    let (row, out_row) = (width * 3, weights.bounds.len() * 3);
-    let mut out = vec![0u8; out_row * height];
-    for_each_task(&mut out, source.len(), out_row, |first, out| {
-        let num_rows = out.len() / out_row;
-        let source = &source[first * row..(first + num_rows) * row];
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has just been asked for AVX2.
-            return unsafe { horizontal_avx2(source, row, out, weights) };
-        }
-        horizontal_rows(source, row, out, weights);
-    });
+    let row = width * 3;
+    let mut out = vec![0u8; weights.bounds.len() * 3 * height];
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has just been asked for AVX2.
+        unsafe { horizontal_avx2(source, row, &mut out, weights) };
+        return out;
+    }
+    horizontal_rows(source, row, &mut out, weights);
     out
 }
 
@@ -42,24 +34,14 @@ pub(super) fn horizontal(source: &[u8], width: usize, height: usize, weights: &W
 pub(super) fn vertical(source: &[u8], width: usize, weights: &Weights) -> Vec<u8> {
     let row = width * 3;
     let mut out = vec![0u8; row * weights.bounds.len()];
-    for_each_task(&mut out, source.len(), row, |first, out| {
-        #[cfg(target_arch = "x86_64")]
-        if std::arch::is_x86_feature_detected!("avx2") {
-            // SAFETY: the processor has just been asked for AVX2.
-            return unsafe { vertical_avx2(source, row, first, out, weights) };
-        }
-        vertical_rows(source, row, first, out, weights);
-    });
-    out
-}
-
-/// Runs `work(first row, rows)` over parts of `out`, on several threads where that pays.
-fn for_each_task(out: &mut [u8], source_bytes: usize, row: usize, work: impl Fn(usize, &mut [u8]) + Sync) {
-    if source_bytes.max(out.len()) < PARALLEL_BYTES {
-        work(0, out);
-    } else {
-        out.par_chunks_mut(row * ROWS_A_TASK).enumerate().for_each(|(i, rows)| work(i * ROWS_A_TASK, rows));
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has just been asked for AVX2.
+        unsafe { vertical_avx2(source, row, &mut out, weights) };
+        return out;
     }
+    vertical_rows(source, row, &mut out, weights);
+    out
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -70,8 +52,8 @@ fn horizontal_avx2(source: &[u8], row: usize, out: &mut [u8], weights: &Weights)
 
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx2")]
-fn vertical_avx2(source: &[u8], row: usize, first: usize, out: &mut [u8], weights: &Weights) {
-    vertical_rows(source, row, first, out, weights);
+fn vertical_avx2(source: &[u8], row: usize, out: &mut [u8], weights: &Weights) {
+    vertical_rows(source, row, out, weights);
 }
 
 #[inline(always)]
@@ -97,9 +79,9 @@ fn horizontal_rows(source: &[u8], row: usize, out: &mut [u8], weights: &Weights)
 }
 
 #[inline(always)]
-fn vertical_rows(source: &[u8], row: usize, first: usize, out: &mut [u8], weights: &Weights) {
+fn vertical_rows(source: &[u8], row: usize, out: &mut [u8], weights: &Weights) {
     for (y, out) in out.chunks_exact_mut(row).enumerate() {
-        let (start, values) = weights.of(first + y);
+        let (start, values) = weights.of(y);
         let rows = || source[start * row..].chunks_exact(row).zip(values);
         let (out_groups, rest) = out.as_chunks_mut::<GROUP>();
         for (i, out) in out_groups.iter_mut().enumerate() {

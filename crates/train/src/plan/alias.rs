@@ -180,7 +180,7 @@ pub(crate) const ALIASES: &[Alias] = {
         alias("dataloader_num_workers", Same("data.num_workers"), HF),
         alias("tokenized_path", Refused("remove it; nothing is tokenised in advance"), FACTORY),
         alias("overwrite_cache", Moot("nothing is tokenised in advance"), FACTORY),
-        alias("group_by_length", Refused("write `data.packing: true`; packed batches waste no padding"), HF),
+        alias("group_by_length", Same("data.group_by_length"), HF),
         alias("video_ids_file", Refused("not built yet; put the records to use into a file of their own"), EGO4D),
         alias("max_samples", Refused("not built yet; put the records to use into a file of their own"), FACTORY),
         alias(

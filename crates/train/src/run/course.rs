@@ -93,6 +93,22 @@ impl Run<'_> {
         Ok(false)
     }
 
+    /// What the frame cache has to say.
+    fn tell_cache(&mut self) {
+        let notices = self.job.cache.as_ref().map(|cache| cache.take_notices()).unwrap_or_default();
+        for notice in notices {
+            (self.on_event)(&Event::Notice(&notice));
+        }
+    }
+
+    /// How the data kept up, at the end.
+    pub(super) fn tell_data(&mut self) {
+        self.tell_cache();
+        self.data_report.fill = self.job.options.pack_tokens.and_then(|tokens| self.loader.stats().fill(tokens));
+        self.data_report.frame_cache = self.job.cache.as_ref().map(|cache| cache.stats());
+        (self.on_event)(&Event::Data(&self.data_report));
+    }
+
     /// The micro-batches of the next step; fewer at the end of an epoch, none at the end of the data.
     fn next_window(&mut self) -> Result<Option<Window>> {
         let window = self.collect_window();
@@ -201,6 +217,9 @@ impl Run<'_> {
         if let Some(profiler) = &mut self.profiler {
             profiler.add_step(&metrics);
         }
+        self.data_report.data_time += data_time;
+        self.data_report.step_time += step_time;
+        self.tell_cache();
         self.last_loss = Some(outcome.loss);
         self.progress.loss_sum += outcome.loss;
         self.progress.num_losses += 1;

@@ -53,15 +53,72 @@ fn the_projector_alone_in_file_order() {
     check("kind: projector", &["data.shuffle=false"], &[4]);
 }
 
+/// In file order, in small windows that the stops fall into, and in one that is larger than the dataset.
 #[test]
 fn batches_filled_by_tokens() {
     let place = Place::new(FIXTURE);
     let train = "max_steps: 6, learning_rate: 1e-3, save_steps: 100";
-    let plan = |output: &str| place.plan(output, "kind: projector", train, &["data.pack_tokens=90"]);
-    run(&plan("whole"), &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
-    run_until(&plan("parts"), &Resume::Auto, 3);
-    run(&plan("parts"), &Resume::Auto).unwrap();
-    assert_eq!(course(&place.path("whole")), course(&place.path("parts")));
+    for window in [1, 5, 256] {
+        let names = [format!("whole-{window}"), format!("parts-{window}")];
+        let window = format!("data.pack_window={window}");
+        let plan = |output: &str, workers: &str| {
+            place.plan(
+                output,
+                "kind: projector",
+                train,
+                &["data.pack_tokens=90", "data.pack_patches=40", &window, workers],
+            )
+        };
+        run(&plan(&names[0], "data.num_workers=2"), &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
+        for (step, workers) in [(1, 1), (3, 4), (4, 2)] {
+            run_until(&plan(&names[1], &format!("data.num_workers={workers}")), &Resume::Auto, step);
+        }
+        run(&plan(&names[1], "data.num_workers=3"), &Resume::Auto).unwrap();
+        assert_eq!(course(&place.path(&names[0])), course(&place.path(&names[1])), "{window}");
+    }
+    let course = |window: usize| course(&place.path(&format!("whole-{window}")));
+    assert_ne!(course(1), course(256), "other batches");
+}
+
+#[test]
+fn records_grouped_by_length() {
+    check("kind: projector", &["data.group_by_length=true"], &[1, 4, 7]);
+}
+
+/// The bits of a run do not depend on the cache of frames, cold or warm, nor do the notes in the ledger.
+#[test]
+fn frames_from_the_cache() {
+    let place = Place::new(FIXTURE);
+    place.use_clips();
+    let method = "kind: lora, lora: {r: 2, lora_dropout: 0.1}, also_train: [projector]";
+    let cache = format!("data.frame_cache={}", place.path("cache").display());
+    let frames = "data.num_frames=30";
+    run(&place.plan("plain", method, STEPS, &[frames]), &Resume::Never).unwrap_or_else(|error| panic!("{error}"));
+    let ledger = |name: &str| std::fs::read_to_string(place.path(name).join("ledger.jsonl")).unwrap();
+    assert!(ledger("plain").contains("cut.mp4`"), "{}", ledger("plain"));
+    let check = |name: &str, overrides: &[&str]| {
+        let mut report = None;
+        let mut watch = |event: &Event<'_>| {
+            if let Event::Data(data) = event {
+                report = data.frame_cache;
+            }
+        };
+        let plan = place.plan(name, method, STEPS, overrides);
+        train::run(&plan, &Resume::Never, &AtomicBool::new(false), &mut watch)
+            .unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(course(&place.path("plain")), course(&place.path(name)), "{name}");
+        assert!(final_weights(&place.path("plain")) == final_weights(&place.path(name)), "{name}");
+        assert_eq!(ledger("plain"), ledger(name));
+        report.unwrap()
+    };
+    let cold = check("cold", &[frames, &cache]);
+    assert!(cold.hits > cold.misses && cold.stored == 7 && cold.damaged == 0, "{cold:?}");
+    let warm = check("warm", &[frames, &cache]);
+    assert!(warm.hits > 0 && (warm.misses, warm.stored) == (0, 0), "{warm:?}");
+    let bytes = data::FrameCache::survey(&place.path("cache")).unwrap().bytes;
+    data::FrameCache::clear(&place.path("cache")).unwrap();
+    let tight = check("tight", &[frames, &cache, &format!("data.frame_cache_size={}", bytes * 2 / 3)]);
+    assert!(tight.hits > 0 && tight.no_room > 0, "{tight:?}");
 }
 
 /// A signal in the middle of an evaluation does not wait for its end; the resumption makes it.

@@ -82,6 +82,7 @@ fn one_epoch_from_plan_to_final_model() {
             "Evaluated",
             "Step",
             "CheckpointWritten",
+            "Data",
             "Exported"
         ]
     );

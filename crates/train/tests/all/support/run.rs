@@ -48,6 +48,26 @@ impl Place {
         std::fs::write(self.path(name), lines.join("\n") + "\n").unwrap();
     }
 
+    /// Puts a dataset of clips in place of the pictures; one of them is cut short.
+    pub fn use_clips(&self) {
+        let clips = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/media/clips").canonicalize().unwrap();
+        let whole = std::fs::read(clips.join("h264_fragmented.mp4")).unwrap();
+        std::fs::write(self.path("cut.mp4"), &whole[..whole.len() * 3 / 4]).unwrap();
+        let names =
+            ["h264_small.mp4", "h264_vfr.mp4", "vp9.webm", "rotate90.mp4", "h264_no_b.mov", "cut.mp4", "av1.mp4"];
+        let record = |(i, name): (usize, &&str)| {
+            let video = if *name == "cut.mp4" { self.path(name) } else { clips.join(name) };
+            serde_json::json!({"id": name, "video": video, "conversations": [
+                {"from": "human", "value": "<video>\nWhat is moving?"},
+                {"from": "gpt", "value": "Something moves. ".repeat(1 + i % 3)},
+            ]})
+            .to_string()
+        };
+        let lines: Vec<String> = names.iter().enumerate().map(record).collect();
+        std::fs::write(self.path("train.jsonl"), lines.join("\n") + "\n").unwrap();
+        std::fs::write(self.path("eval.jsonl"), lines[..2].join("\n") + "\n").unwrap();
+    }
+
     /// The text of a plan; `method` and `train` are the insides of their sections.
     pub fn plan_text(&self, output: &str, method: &str, train: &str) -> String {
         format!(
