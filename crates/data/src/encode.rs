@@ -7,6 +7,7 @@ use media::RgbImage;
 use serde_json::{Value, json};
 
 use crate::batch::{Encoded, IGNORE, Prepared, RecordSize};
+use crate::cache::FrameCache;
 use crate::clips::Clips;
 use crate::error::{DataError, RecordError};
 use crate::options::{EncodeOptions, OnLong};
@@ -63,7 +64,7 @@ impl Processor {
             .hint("use a checkpoint with `preprocessor_config.json`, or text-only records")
             .into());
         }
-        let mut clips = Clips::open(sample, options, &self.video, self.cache.as_deref())?;
+        let mut clips = Clips::open(sample, options, &self.video, self.cache_for(options))?;
         let mut text = self.render(sample, &clips, options)?;
         // Where the size of a picture follows from its file, the length is only known once it is read.
         if let (Some(limit), Some(each)) = (options.max_length, self.tokens_per_image()) {
@@ -72,13 +73,17 @@ impl Processor {
         Ok((clips, text))
     }
 
+    fn cache_for(&self, options: &EncodeOptions) -> Option<&FrameCache> {
+        self.cache.as_deref().filter(|_| !options.skip_frame_cache)
+    }
+
     /// As [`Processor::encode`], with the pictures still in bytes.
     pub(crate) fn prepare(&self, sample: &Sample, options: &EncodeOptions) -> Result<Prepared, DataError> {
         let (mut clips, text) = self.plan(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
         let (mut counts, mut pictures) = (Vec::new(), Vec::new());
         if let Some((settings, tokens)) = &self.image {
-            for (picture, info) in clips.load(sample, options, settings, self.cache.as_deref())? {
+            for (picture, info) in clips.load(sample, options, settings, self.cache_for(options))? {
                 let (height, width) = (picture.height as usize, picture.width as usize);
                 let shape = [3, height, width];
                 if encoded.num_images > 0 && encoded.image_shape != shape {

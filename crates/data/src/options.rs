@@ -40,6 +40,8 @@ pub struct EncodeOptions {
     pub add_generation_prompt: bool,
     /// Bounds on media files.
     pub limits: Limits,
+    /// Whether the frame cache is left alone, for a look at a record that is no part of a run.
+    pub skip_frame_cache: bool,
     /// Folder for media that records name by `https` address; `None` for the default cache.
     pub cache_dir: Option<PathBuf>,
 }

@@ -471,6 +471,7 @@ impl DataPlan {
             ..defaults
         };
         Ok(EncodeOptions {
+            skip_frame_cache: false,
             num_frames: self.num_frames,
             fps: self.fps,
             min_frames: self.min_frames,

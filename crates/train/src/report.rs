@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data::{Encoded, PackEstimate, collate, estimate_packing};
+use data::{EncodeOptions, Encoded, PackEstimate, collate, estimate_packing};
 use models::LossWeights;
 use serde::Serialize;
 use serde_json::Value as Json;
@@ -199,9 +199,10 @@ pub(crate) fn sample_records(
 ) -> impl Iterator<Item = std::result::Result<Encoded, data::DataError>> {
     let num_records = data.dataset.len();
     let num_sampled = most.min(num_records);
+    let options = EncodeOptions { skip_frame_cache: true, ..data.options.encode.clone() };
     (0..num_sampled).map(move |i| {
         let sample = data.dataset.get(i * num_records / num_sampled)?;
-        data.processor.encode(&sample, &data.options.encode)
+        data.processor.encode(&sample, &options)
     })
 }
 
