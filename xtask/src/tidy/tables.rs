@@ -44,6 +44,7 @@ const EXTERNALS: &[External] = &[
     External { name: "tokenizers", users: &["data"], why: "tokenizer.json" },
     External { name: "minijinja", users: &["data"], why: "chat templates" },
     External { name: "minijinja-contrib", users: &["data"], why: "Python methods that chat templates call" },
+    External { name: "blake3", users: &["hub"], why: "names and checksums of cached entries" },
     External { name: "memmap2", users: &["hub"], why: "weights without a copy" },
     External { name: "sha2", users: &["hub", "media"], why: "checksums of what was downloaded" },
     External { name: "ureq", users: &["hub"], why: "https" },
