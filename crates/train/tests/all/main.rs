@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are outside `#[test]` functions.
 
+mod bf16;
 mod plan;
 mod reference;
 mod report;
