@@ -1,5 +1,5 @@
 //! Hugging Face layouts on disk and on the network: safetensors files and sharded checkpoints, the hub cache, downloads,
-//! atomic writing, JSON with comments. Owns no tensors, no model names and no media: it hands out bytes and paths.
+//! atomic writing, JSON with comments, folders of cached entries. Owns no tensors, no model names and no media: it hands out bytes and paths.
 //!
 //! Everything read here may come from a stranger, so every length, offset and name is checked before it is used, and
 //! everything written appears under its final name only when it is whole and on disk.
@@ -14,6 +14,7 @@ mod error;
 mod http;
 pub mod json;
 mod safetensors;
+pub mod store;
 mod write;
 
 pub use atomic::{atomic_dir, atomic_file, atomic_write, remove_leftovers, replace_dir};

@@ -12,13 +12,19 @@ pub fn upload(batch: &Batch) -> Result<ModelInput> {
         0 => None,
         n => Some(Tensor::from_f32(&batch.pixels, &[n, c, h, w])?),
     };
-    Ok(ModelInput {
+    Ok(ModelInput { pixels, ..upload_with_states(batch, None) })
+}
+
+/// As [`upload`] with what the tower gave for the batch's pictures in place of their pixels.
+pub fn upload_with_states(batch: &Batch, tower_states: Option<Tensor>) -> ModelInput {
+    ModelInput {
         ids: batch.ids.clone(),
         positions: batch.positions.clone(),
         cu_seqlens: batch.cu_seqlens.as_slice().into(),
-        pixels,
+        pixels: None,
+        tower_states,
         image_rows: batch.image_rows.clone(),
-    })
+    }
 }
 
 /// Packs encoded records and moves them to where the model computes.

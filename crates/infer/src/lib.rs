@@ -12,7 +12,7 @@ pub mod tasks;
 
 pub use error::{InferError, Result};
 pub use generate::{GenerateOptions, generate, generate_with};
-pub use input::{upload, upload_encoded};
+pub use input::{upload, upload_encoded, upload_with_states};
 pub use rules::Rules;
 pub use sample::{Sampler, Sampling};
 pub use score::{Score, score_batch};

@@ -175,6 +175,7 @@ mod tests {
             cu_seqlens: [0, prompt.len()].as_slice().into(),
             ids: prompt,
             pixels: None,
+            tower_states: None,
             image_rows: Vec::new(),
         };
         for case in fixture["cases"].as_array().unwrap() {

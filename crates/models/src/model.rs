@@ -13,7 +13,7 @@ use crate::vit::VisionTower;
 use crate::weights::{Builder, LoadReport, NamedParam, Part};
 use std::path::Path;
 use std::sync::Arc;
-use tensor::{DType, LossOutput, Tape, Tensor, Var};
+use tensor::{DType, LossOutput, Tape, Tensor, Var, profile};
 
 /// Target of a token that is not supervised.
 pub const IGNORE: i32 = -100;
@@ -29,6 +29,8 @@ pub struct ModelInput {
     pub cu_seqlens: Arc<[usize]>,
     /// Pixels `[images, channels, side, side]`, f32, normalised.
     pub pixels: Option<Tensor>,
+    /// What [`Model::tower_states`] gave for the pictures before, in place of their pixels.
+    pub tower_states: Option<Tensor>,
     /// Rows of `ids` that take image features, image after image.
     pub image_rows: Vec<u32>,
 }
@@ -112,8 +114,10 @@ fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide
 }
 
 impl VisionSide {
-    /// Pixels `[m, c, side, side]` to projected features `[(m tokens), hidden]`.
-    fn features(&self, t: &Tape, pixels: &Tensor, recompute: bool) -> Result<Var> {
+    /// Pixels `[m, c, side, side]` to what the projector takes: the selected states side by side, `[(m tokens), width]`,
+    /// in the dtype of activations.
+    fn states(&self, t: &Tape, pixels: &Tensor, recompute: bool) -> Result<Var> {
+        let _span = profile::span("tower");
         let c = &self.config;
         let mut states = self.tower.forward(t, pixels, &c.feature_layers, recompute)?;
         if c.select == FeatureSelect::DropFirst {
@@ -126,8 +130,12 @@ impl VisionSide {
             1 => states.remove(0),
             _ => t.concat_cols(&states)?,
         };
-        let joined = t.cast(&joined, self.compute)?;
-        let inner = t.activation(&self.projector.linear_1.forward(t, &joined)?, c.projector_activation)?;
+        Ok(t.cast(&joined, self.compute)?)
+    }
+
+    /// What the tower gave, projected to `[(m tokens), hidden]`.
+    fn project(&self, t: &Tape, joined: &Var) -> Result<Var> {
+        let inner = t.activation(&self.projector.linear_1.forward(t, joined)?, self.config.projector_activation)?;
         Ok(self.projector.linear_2.forward_wide(t, &inner)?)
     }
 }
@@ -152,9 +160,22 @@ impl Model {
     /// Projected image features `[(images tokens), hidden]` of pixels `[images, channels, side, side]`.
     pub fn image_features(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
         match &self.vision {
-            Some(side) => side.features(t, pixels, false),
-            None => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
+            Some(side) => side.project(t, &side.states(t, pixels, false)?),
+            None => Err(self.takes_no_images()),
         }
+    }
+
+    /// What the tower makes of pixels `[images, channels, side, side]` and the projector takes,
+    /// `[(images tokens), width]` in the dtype of activations. A picture's rows do not depend on its neighbours.
+    pub fn tower_states(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
+        match &self.vision {
+            Some(side) => side.states(t, pixels, false),
+            None => Err(self.takes_no_images()),
+        }
+    }
+
+    fn takes_no_images(&self) -> ModelError {
+        ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))
     }
 
     /// Token embeddings with image features in their rows, `[t, hidden]`.
@@ -171,22 +192,24 @@ impl Model {
             )));
         }
         let x = t.embedding(&input.ids, &self.decoder.embed_tokens)?;
-        match (&input.pixels, &self.vision) {
-            (None, _) if input.image_rows.is_empty() => Ok(x),
-            (None, _) => Err(ModelError::Input(format!("{} image tokens but no pixels", input.image_rows.len()))),
-            (Some(_), None) => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
-            (Some(pixels), Some(side)) => {
-                let features = side.features(t, pixels, recompute)?;
-                if features.shape()[0] != input.image_rows.len() {
-                    return Err(ModelError::Input(format!(
-                        "image features and image tokens do not match: {} features, {} tokens",
-                        features.shape()[0],
-                        input.image_rows.len()
-                    )));
-                }
-                Ok(t.scatter_rows(&x, &input.image_rows, &features)?)
+        let num_rows = input.image_rows.len();
+        let features = match (&input.pixels, &input.tower_states, &self.vision) {
+            (None, None, _) if num_rows == 0 => return Ok(x),
+            (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
+            (_, _, None) => return Err(self.takes_no_images()),
+            (Some(pixels), None, Some(side)) => side.project(t, &side.states(t, pixels, recompute)?)?,
+            (None, Some(states), Some(side)) => side.project(t, &t.constant(states.clone()))?,
+            (Some(_), Some(_), Some(_)) => {
+                return Err(ModelError::Input("pixels beside the tower's states of the same pictures".to_owned()));
             }
+        };
+        if features.shape()[0] != num_rows {
+            return Err(ModelError::Input(format!(
+                "image features and image tokens do not match: {} features, {num_rows} tokens",
+                features.shape()[0]
+            )));
         }
+        Ok(t.scatter_rows(&x, &input.image_rows, &features)?)
     }
 
     fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {

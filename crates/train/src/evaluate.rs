@@ -8,6 +8,7 @@ use models::{LossWeights, Model};
 use tensor::Tape;
 
 use crate::error::{Result, TrainError};
+use crate::features::FeatureCache;
 
 /// The evaluation set of a run.
 pub(crate) struct EvalSet {
@@ -21,6 +22,7 @@ pub(crate) struct EvalSet {
 /// order do not matter. Dropout is off. `None` when `stop` became true before the end. `noted` takes the records with notes.
 pub(crate) fn eval_loss(
     model: &Model,
+    features: &mut Option<FeatureCache>,
     set: &EvalSet,
     stop: &AtomicBool,
     noted: &mut Vec<LedgerEvent>,
@@ -36,7 +38,10 @@ pub(crate) fn eval_loss(
         if supervised == 0 {
             continue;
         }
-        let input = infer::upload(&batch)?;
+        let input = match features {
+            Some(cache) => cache.upload(model, &batch)?,
+            None => infer::upload(&batch)?,
+        };
         let out = model.loss(&Tape::inference(), &input, &batch.labels, &LossWeights::Uniform(1.0), false)?;
         sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
         num_tokens += supervised as u64;

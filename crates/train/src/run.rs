@@ -267,6 +267,10 @@ impl<'a> Run<'a> {
             profiler.end_of_steps();
         }
         self.tell_data();
+        self.tell_features();
+        if let Some(cache) = &self.trainer.features {
+            (self.on_event)(&Event::Notice(&cache.summary()));
+        }
         if !preempted {
             let never_reached = self.trainer.end_watch()?;
             self.tell_never_reached(never_reached);

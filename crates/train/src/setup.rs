@@ -13,6 +13,7 @@ use crate::checkpoint;
 use crate::error::{Result, TrainError};
 use crate::evaluate::EvalSet;
 use crate::export::ModelKind;
+use crate::features::FeatureCache;
 use crate::plan::{Plan, Strategy, WeightDtype};
 use crate::report::{check_memory, sample_records};
 use crate::schedule::{Schedule, StepCount};
@@ -64,7 +65,11 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
     let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
-    let trainer = Trainer::new(plan, model, &selection, schedule);
+    let features = match &plan.train.feature_cache {
+        Some(dir) => Some(FeatureCache::open(dir, plan.train.feature_cache_size.0, &model, &selection.tensors)?),
+        None => None,
+    };
+    let trainer = Trainer::new(plan, model, &selection, schedule).with_feature_cache(features);
     let planned_peak = forecast.total;
     let job =
         Job { model_dir, processor, dataset, options, cache, eval, count, selection, kind, base_files, planned_peak };

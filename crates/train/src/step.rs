@@ -11,6 +11,7 @@ use models::{LossWeights, Model};
 use tensor::{Gradients, Tape, memory, profile};
 
 use crate::error::{Result, TrainError, first_few};
+use crate::features::FeatureCache;
 use crate::optimizer::{Optimizer, clip_factor};
 use crate::plan::Plan;
 use crate::presence::Presence;
@@ -23,6 +24,7 @@ pub struct Trainer {
     pub model: Model,
     pub(crate) optimizer: Optimizer,
     pub(crate) presence: Presence,
+    pub(crate) features: Option<FeatureCache>,
     schedule: Schedule,
     gradients: Gradients,
     settings: Settings,
@@ -84,7 +86,18 @@ impl Trainer {
             learning_rate: plan.train.learning_rate,
         };
         let presence = Presence::new(&selection.tensors);
-        Trainer { model, optimizer, presence, schedule, gradients: Gradients::new(), settings, step: 0 }
+        Trainer { model, optimizer, presence, features: None, schedule, gradients: Gradients::new(), settings, step: 0 }
+    }
+
+    /// The same trainer with features of pictures from a cache that was opened for its model.
+    pub fn with_feature_cache(mut self, cache: Option<FeatureCache>) -> Trainer {
+        self.features = cache;
+        self
+    }
+
+    /// The cache of features, where there is one.
+    pub fn feature_cache(&self) -> Option<&FeatureCache> {
+        self.features.as_ref()
     }
 
     /// Optimizer steps done.
@@ -121,7 +134,10 @@ impl Trainer {
             let start = Instant::now();
             let tape = Tape::record().with_rng(micro_seed(self.settings.seed, micro as u64), self.step);
             let span = profile::span("upload");
-            let input = infer::upload(batch)?;
+            let input = match &mut self.features {
+                Some(cache) => cache.upload(&self.model, batch)?,
+                None => infer::upload(batch)?,
+            };
             drop(span);
             let span = profile::span("forward");
             let out = self.model.loss(&tape, &input, &batch.labels, &weights, self.settings.recompute)?;

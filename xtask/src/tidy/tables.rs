@@ -44,7 +44,11 @@ const EXTERNALS: &[External] = &[
     External { name: "tokenizers", users: &["data"], why: "tokenizer.json" },
     External { name: "minijinja", users: &["data"], why: "chat templates" },
     External { name: "minijinja-contrib", users: &["data"], why: "Python methods that chat templates call" },
-    External { name: "blake3", users: &["data"], why: "contents of media files, names of cached frames" },
+    External {
+        name: "blake3",
+        users: &["data", "hub"],
+        why: "contents of media files, names and checksums of cached entries",
+    },
     External { name: "zstd", users: &["data"], why: "cached frames" },
     External { name: "memmap2", users: &["hub"], why: "weights without a copy" },
     External { name: "sha2", users: &["hub", "media"], why: "checksums of what was downloaded" },

@@ -5,6 +5,8 @@
 
 mod adapters;
 mod base;
+mod bf16;
 mod compare;
 mod fixture;
+mod pictures;
 mod saved;

@@ -10,15 +10,15 @@ use crate::gradients::Write;
 
 /// Bytes of a packed left side that a pass is meant for.
 const LEFT: usize = 8 << 20;
-/// Rows beyond which the left side is cut by rows, not by depth.
+/// Rows that a pass is meant for; beyond them the left side is cut by rows. Fewer rows make no longer passes: the order of a
+/// sum, and with it a row's bits, would depend on how many rows stand beside it.
 const ROWS: usize = 1024;
 /// Passes begin at multiples of this many depths.
 const STEP: usize = 128;
 
 /// Computes all outputs, which are not empty and have equally many rows and at least one term each.
 pub(super) fn multiply<P: Unit>(outputs: Vec<Output<'_>>) -> Result<()> {
-    let rows = outputs[0].to.rows.clamp(1, ROWS);
-    let limit = (LEFT / size_of::<P>() * P::DEPTHS / rows).max(STEP);
+    let limit = (LEFT / size_of::<P>() * P::DEPTHS / ROWS).max(STEP);
     let (long, short): (Vec<_>, Vec<_>) = outputs.into_iter().partition(|output| depth(output) > limit);
     if !short.is_empty() {
         blocked::multiply(P::kernel(), short)?;

@@ -233,6 +233,11 @@ section! {
         data_seed: Option<u64> = None;
         /// Largest file of exported weights.
         max_shard_size: ByteSize = ByteSize(5_000_000_000) => free;
+        /// Folder in which features of pictures are kept, so that a picture passes a frozen tower once and not in every epoch; the numbers
+        /// stay the same bit for bit. It may be shared by any number of runs. `null` for none.
+        feature_cache: Option<PathBuf> = None => free;
+        /// With `feature_cache`: the bytes that the folder may hold; the least recently used go first.
+        feature_cache_size: ByteSize = ByteSize(20_000_000_000) => free;
         /// Write `profile.json`, `profile.csv` and `trace.json`: where time, tokens and arithmetic went.
         profile: bool = false => free;
         /// With `profile`: the steps that `trace.json` shows, counted from 1 in each process of the run; `null` for no trace.

@@ -19,6 +19,7 @@ pub(super) fn problems(plan: &Plan, source: &Source) -> Vec<Problem> {
     findings.lora();
     findings.length_and_batch();
     findings.profile();
+    findings.feature_cache();
     findings.optimizer();
     findings.schedule();
     findings.saving_and_evaluation();
@@ -294,6 +295,36 @@ impl Findings<'_> {
         if !train.profile && train.trace_steps != TrainPlan::default().trace_steps {
             let message = "`train.trace_steps` has no effect without `train.profile`";
             self.add("train.trace_steps", message, "write `train.profile: true`, or remove it");
+        }
+    }
+
+    /// Names of tensors can mean the tower as well: those are looked at once the model is there.
+    fn feature_cache(&mut self) {
+        let Plan { method, train, data, .. } = self.plan;
+        let key = "train.feature_cache";
+        if train.feature_cache.is_none() {
+            if train.feature_cache_size != TrainPlan::default().feature_cache_size {
+                let key = "train.feature_cache_size";
+                let message = format!("`{key}` has no effect without `train.feature_cache`");
+                self.add(key, message, "write `train.feature_cache: DIR`, or remove it");
+            }
+            return;
+        }
+        let needs = format!("`{key}` needs a vision tower that stays as it is");
+        if method.kind == Some(MethodKind::Full) && method.freeze.is_empty() {
+            let hint = format!("write `method.freeze: [vision]`, or remove `{key}`");
+            self.add(key, format!("{needs}, but `method.kind: full` without `method.freeze` trains it"), hint);
+        } else if method.also_train.iter().any(|name| name == "vision") {
+            let hint = format!("take `vision` out of `method.also_train`, or remove `{key}`");
+            self.add(key, format!("{needs}, but `method.also_train` names it"), hint);
+        } else if method.learning_rates.vision.is_some() {
+            let hint = format!("remove `method.learning_rates.vision`, or `{key}`");
+            self.add(key, format!("{needs}, but `method.learning_rates.vision` is given"), hint);
+        }
+        if data.frame_jitter {
+            let message =
+                format!("`{key}` keeps what comes again, and `data.frame_jitter` takes other frames in every epoch");
+            self.add(key, message, format!("remove `data.frame_jitter`, or `{key}`"));
         }
     }
 

@@ -13,6 +13,7 @@ use crate::checkpoint::{self, Best, Contents, Pending, RunState};
 use crate::error::{Result, TrainError, first_few};
 use crate::evaluate::eval_loss;
 use crate::event::Event;
+use crate::features::FeatureCache;
 use crate::metrics::{LogEntry, StepMetrics, TrainerState};
 use crate::plan::Strategy;
 use crate::profile::{Phase, TraceNews, rate, resident_bytes};
@@ -254,11 +255,20 @@ impl Run<'_> {
             return Ok(true);
         }
         self.metrics.add(&metrics)?;
+        self.tell_features();
         self.tell_step(&metrics, num_steps, self.report_is_due(step));
         if save {
             self.checkpoint_now()?;
         }
         Ok(false)
+    }
+
+    /// What the feature cache has to say.
+    pub(super) fn tell_features(&mut self) {
+        let notices = self.trainer.features.as_mut().map(FeatureCache::take_notices).unwrap_or_default();
+        for notice in notices {
+            (self.on_event)(&Event::Notice(&notice));
+        }
     }
 
     pub(super) fn tell_never_reached(&mut self, names: Option<Vec<String>>) {
@@ -312,7 +322,7 @@ impl Run<'_> {
         (self.on_event)(&Event::EvaluationStarted { step, records: set.dataset.len() });
         let (start, span) = (Instant::now(), profile::span("evaluation"));
         let mut noted = Vec::new();
-        let Some(loss) = eval_loss(&self.trainer.model, set, self.stop, &mut noted)? else {
+        let Some(loss) = eval_loss(&self.trainer.model, &mut self.trainer.features, set, self.stop, &mut noted)? else {
             return Ok(false);
         };
         drop(span);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are outside `#[test]` functions.
 
+mod bf16;
+mod features;
 mod plan;
 mod reference;
 mod report;

@@ -39,6 +39,14 @@ fn full_training_in_sixteen_bits_with_frozen_tower() {
     check("kind: full, freeze: [vision]", &["model.dtype=bf16"], &[3, 4]);
 }
 
+/// Activations are bf16 here where the processor multiplies such numbers.
+#[test]
+fn all_of_it_in_sixteen_bits() {
+    check("kind: full", &["model.dtype=bf16"], &[2, 5]);
+    let adapters = "kind: lora, also_train: [projector], lora: {r: 4, lora_dropout: 0.2, target_modules: all-linear}";
+    check(adapters, &["model.dtype=bf16"], &[1, 7]);
+}
+
 #[test]
 fn adapters_with_dropout_and_a_projector() {
     check(

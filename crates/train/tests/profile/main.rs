@@ -325,3 +325,34 @@ fn operations_are_those_of_the_shapes() {
     assert!(lora.flops > 0 && lora.mfu > 0.0 && lora.peak_gflops_per_s > 0.0);
     assert!(lora.gflops_per_s > 0.0 && lora.losses == step(MethodKind::Lora, false).losses);
 }
+
+/// With every picture in the cache, no step computes the tower: no span of it, and fewer operations by the tower's.
+#[test]
+fn known_pictures_do_not_pass_the_tower() {
+    let _alone = alone();
+    let place = Place::new();
+    let projector = |output: &str, is_cached: bool| {
+        let mut plan = place.plan(output, "num_train_epochs: 1, profile: true, trace_steps: 1-4");
+        plan.method.kind = Some(MethodKind::Projector);
+        plan.train.feature_cache = is_cached.then(|| place.path("cache"));
+        plan
+    };
+    let spans = |output: &str| -> BTreeMap<String, usize> {
+        let trace = place.json(&format!("{output}/trace.json"));
+        let mut counts = BTreeMap::new();
+        for event in trace["traceEvents"].as_array().unwrap() {
+            *counts.entry(event["name"].as_str().unwrap().to_owned()).or_default() += 1;
+        }
+        counts
+    };
+    let mut found = Vec::new();
+    for (output, is_cached) in [("plain", false), ("cold", true), ("warm", true)] {
+        run(&projector(output, is_cached), &Resume::Never, None);
+        let flops: u64 = place.metrics(output).iter().map(|m| m.flops).sum();
+        found.push((spans(output).get("tower").copied().unwrap_or(0), flops));
+    }
+    let [plain, cold, warm] = found[..] else { unreachable!() };
+    assert!(plain.0 > 0 && cold.0 > 0 && warm.0 == 0, "{found:?}");
+    assert!(plain.1 > cold.1 && cold.1 > warm.1 && warm.1 > 0, "{found:?}");
+    assert!(spans("warm")["feature_cache"] > 0);
+}
