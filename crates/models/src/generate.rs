@@ -2,6 +2,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::model::{Model, ModelInput};
+use crate::weights::{NamedParam, Part};
 use std::cell::RefCell;
 use tensor::{CachedRows, RowBuffer, Tape, Tensor, Var, attention_cached};
 
@@ -19,6 +20,14 @@ impl KvCache {
 }
 
 impl Model {
+    /// Bytes of the weights that a decoding step reads: every block, the final norm and the head. Of an embedding table
+    /// that is not the head a step reads single rows, which do not count.
+    pub fn bytes_per_step(&self) -> u64 {
+        let table = self.decoder.embed_tokens.name();
+        let counts = |p: &&NamedParam| p.part == Part::Llm && (self.decoder.is_tied() || p.param.name() != table);
+        self.params().iter().filter(counts).map(|p| p.param.value().num_bytes() as u64).sum()
+    }
+
     /// An empty cache for `batch` sequences.
     pub fn new_cache(&self, batch: usize) -> KvCache {
         let width = self.decoder.config.num_kv_heads * self.decoder.config.head_dim;
