@@ -52,7 +52,7 @@ pub struct GenerateBenchResult {
 }
 
 /// Bytes of the buffer that the read rate is measured on.
-const BUFFER: usize = 512 << 20;
+const BUFFER: usize = 256 << 20;
 const SEED: u64 = 0;
 
 /// Times greedy generation.

@@ -21,8 +21,7 @@ const SEED: u64 = 0;
 /// The configuration is not one of a model that can be built, or a count is zero.
 pub fn run(args: &BenchGenerateArgs, common: &Common, console: &Console) -> Result<ExitCode> {
     let dtype = common.dtype.unwrap_or(DtypeChoice::Bf16);
-    let options =
-        GenerateBench { prompt_tokens: args.prompt_tokens, new_tokens: args.new_tokens, batch: args.batch };
+    let options = GenerateBench { prompt_tokens: args.prompt_tokens, new_tokens: args.new_tokens, batch: args.batch };
     console.debug("building the model");
     let model = build(&args.config, dtype.dtype())?;
     let result = bench_generate(&model, &options)?;
