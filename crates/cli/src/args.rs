@@ -554,6 +554,8 @@ pub enum BenchCommand {
     Step(BenchStepArgs),
     /// Time the decoding of a video's frames
     Decode(BenchDecodeArgs),
+    /// Time greedy generation of a model with random weights, beside the rate at which this machine reads memory
+    Generate(BenchGenerateArgs),
 }
 
 /// `vidtune bench step`.
@@ -608,6 +610,26 @@ pub struct BenchDecodeArgs {
     /// Times the clip is decoded
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub repeats: usize,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `vidtune bench generate`.
+#[derive(Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// A Hugging Face config.json, or a checkpoint folder whose weights are then used
+    #[arg(long, value_name = "FILE")]
+    pub config: PathBuf,
+    /// Tokens of each prompt
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    pub prompt_tokens: usize,
+    /// Tokens generated for each prompt
+    #[arg(long, value_name = "N", default_value_t = 64)]
+    pub new_tokens: usize,
+    /// Prompts continued together
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub batch: usize,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -705,6 +727,7 @@ mod tests {
             "vidtune data cache d --clear --json",
             "vidtune bench step --config c.json --seq 1024 --batch 1 --method lora --dtype f32 --steps 8 --json",
             "vidtune bench decode --video v --num-frames 8 --json",
+            "vidtune bench generate --config c.json --prompt-tokens 9 --new-tokens 9 --batch 2 --dtype bf16 --json",
             "vidtune init --preset lora",
             "vidtune init --data d",
             "vidtune doctor",

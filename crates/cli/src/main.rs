@@ -44,6 +44,7 @@ fn run(cli: &Cli, console: &Console) -> anyhow::Result<ExitCode> {
         Command::Data(DataCommand::Preview(args)) => commands::data_preview::run(args, console),
         Command::Bench(BenchCommand::Step(args)) => commands::bench_step::run(args, common, console),
         Command::Bench(BenchCommand::Decode(args)) => commands::bench_decode::run(args, console),
+        Command::Bench(BenchCommand::Generate(args)) => commands::bench_generate::run(args, common, console),
         Command::Init(args) => commands::init::run(args, console),
         Command::Doctor(args) => commands::doctor::run(args, common, console),
     }

@@ -65,3 +65,50 @@ pub fn generate_with(
 pub fn generate(model: &Model, prompt: &ModelInput, options: &GenerateOptions) -> Result<Vec<Vec<u32>>> {
     generate_with(model, prompt, options, |_, _| ())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prompts(lengths: &[usize]) -> ModelInput {
+        let mut cu_seqlens = vec![0];
+        cu_seqlens.extend(lengths.iter().scan(0, |end, n| {
+            *end += n;
+            Some(*end)
+        }));
+        ModelInput {
+            // Ids that depend on the place within a prompt and its length alone.
+            ids: lengths.iter().flat_map(|&n| (0..n).map(move |i| (3 + 7 * i + n) as u32 % 60)).collect(),
+            positions: lengths.iter().flat_map(|&n| 0..n as u32).collect(),
+            cu_seqlens: cu_seqlens.into(),
+            pixels: None,
+            tower_states: None,
+            image_rows: Vec::new(),
+        }
+    }
+
+    /// What each prompt gives alone decides what the batch must give, for prompts of many lengths that end at different
+    /// steps; the sequences that go on must not notice.
+    #[test]
+    fn a_batch_of_mixed_lengths_answers_as_each_prompt_alone() {
+        let folder = std::path::Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../fixtures/models/text_qwen2_transformers5"
+        ));
+        let load = models::LoadOptions { dtype: Some(tensor::DType::F32) };
+        let (model, _) = models::load(folder, &load).unwrap();
+        let lengths = [1, 3, 40, 2, 17, 9, 5, 1, 12, 33, 8];
+        let mut options = GenerateOptions { max_new_tokens: 12, ..GenerateOptions::default() };
+        let mut alone: Vec<Vec<u32>> =
+            lengths.iter().map(|&n| generate(&model, &prompts(&[n]), &options).unwrap().remove(0)).collect();
+        assert!(alone.iter().all(|ids| ids.len() == 12));
+        assert_eq!(generate(&model, &prompts(&lengths), &options).unwrap(), alone);
+        options.eos_ids = vec![alone[2][2], alone[5][6]];
+        for ids in &mut alone {
+            let end = ids.iter().position(|id| options.eos_ids.contains(id)).map_or(ids.len(), |at| at + 1);
+            ids.truncate(end);
+        }
+        assert!(alone.iter().any(|ids| ids.len() < 12), "{alone:?}");
+        assert_eq!(generate(&model, &prompts(&lengths), &options).unwrap(), alone);
+    }
+}

@@ -1,6 +1,7 @@
 //! Answering and judging: generation with a key/value cache, sampling, scoring, metrics, evaluation tasks. Owns no
 //! training and no decoding of media.
 
+pub mod bench;
 pub mod error;
 pub mod generate;
 pub mod input;
@@ -10,6 +11,7 @@ pub mod sample;
 pub mod score;
 pub mod tasks;
 
+pub use bench::{GenerateBench, GenerateBenchResult, bench_generate};
 pub use error::{InferError, Result};
 pub use generate::{GenerateOptions, generate, generate_with};
 pub use input::{upload, upload_encoded, upload_with_states};

@@ -63,10 +63,13 @@ impl Sampler {
             return best(logits);
         }
         let mut order: Vec<u32> = (0..logits.len() as u32).collect();
-        order.sort_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]).then(a.cmp(&b)));
-        if let Some(k) = self.options.top_k {
+        // No two ids are equal in this order, so that an unstable sort has one result.
+        let by_logit = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+        if let Some(k) = self.options.top_k.filter(|&k| k < order.len()) {
+            order.select_nth_unstable_by(k, by_logit);
             order.truncate(k);
         }
+        order.sort_unstable_by(by_logit);
         let top = logits[order[0] as usize];
         let scaled = |id: u32| f64::from((logits[id as usize] - top) / self.options.temperature).exp();
         let mut weights: Vec<f64> = order.iter().map(|&id| scaled(id)).collect();
@@ -87,14 +90,15 @@ impl Sampler {
     }
 }
 
+/// The first of the largest logits. Two passes, of which the first is one that the compiler makes vectors of.
 fn best(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &v) in logits.iter().enumerate() {
-        if v > logits[best] {
-            best = i;
-        }
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let mut lanes = [f32::NEG_INFINITY; 16];
+    for part in logits.chunks(16) {
+        lanes.iter_mut().zip(part).for_each(|(lane, &x)| *lane = larger(*lane, x));
     }
-    best as u32
+    let largest = lanes.into_iter().fold(f32::NEG_INFINITY, larger);
+    logits.iter().position(|&x| x == largest).unwrap_or(0) as u32
 }
 
 #[cfg(test)]
@@ -109,6 +113,13 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         assert_eq!(draw(Sampling::default(), &[0.0, 2.0, 2.0, 1.0], 1), [1]);
+        for (n, place) in [(1, 0), (16, 15), (37, 36), (1000, 500)] {
+            let mut logits = vec![-3.0; n];
+            logits[place..].fill(-1.0);
+            assert_eq!(draw(Sampling::default(), &logits, 1), [place as u32]);
+        }
+        assert_eq!(draw(Sampling::default(), &[f32::NEG_INFINITY; 20], 1), [0]);
+        assert_eq!(draw(Sampling::default(), &[f32::NAN; 20], 1), [0]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::model::{Model, ModelInput};
+use crate::weights::{NamedParam, Part};
 use std::cell::RefCell;
 use tensor::{CachedRows, RowBuffer, Tape, Tensor, Var, attention_cached};
 
@@ -19,6 +20,14 @@ impl KvCache {
 }
 
 impl Model {
+    /// Bytes of the weights that a decoding step reads: every block, the final norm and the head. Of an embedding table
+    /// that is not the head a step reads single rows, which do not count.
+    pub fn bytes_per_step(&self) -> u64 {
+        let table = self.decoder.embed_tokens.name();
+        let counts = |p: &&NamedParam| p.part == Part::Llm && (self.decoder.is_tied() || p.param.name() != table);
+        self.params().iter().filter(counts).map(|p| p.param.value().num_bytes() as u64).sum()
+    }
+
     /// An empty cache for `batch` sequences.
     pub fn new_cache(&self, batch: usize) -> KvCache {
         let width = self.decoder.config.num_kv_heads * self.decoder.config.head_dim;
@@ -66,6 +75,10 @@ impl Model {
     /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
     /// order of `tokens` (pairs of sequence index and token id).
     pub fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
+        tensor::on_worker(|| self.decode(tokens, cache))
+    }
+
+    fn decode(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
         if let Some((s, _)) = tokens.iter().find(|(s, _)| cache.lengths.get(*s).is_none_or(|&l| l == 0)) {
             return Err(ModelError::Input(format!("sequence {s} has no prompt in the cache")));
         }

@@ -1,6 +1,7 @@
 //! One module per command: from its arguments to calls of the crates below and to output. A command owns no algorithm.
 
 pub mod bench_decode;
+pub mod bench_generate;
 pub mod bench_step;
 pub mod data_cache;
 pub mod data_check;

@@ -1,4 +1,4 @@
-//! Commands that run a model: `score`, `generate`, `eval`, `doctor`, `bench step`.
+//! Commands that run a model: `score`, `generate`, `eval`, `doctor`, `bench step`, `bench generate`.
 
 use std::borrow::Cow;
 
@@ -220,4 +220,22 @@ fn steps_are_timed_on_any_configuration() {
     line("bench step --seq 32 --steps 2 --json", &args).expect(0);
     let run = line("bench step --seq 33 --steps 2", &args).expect(2);
     assert!(run.stderr.contains("32 tokens, `--seq` times `--batch` is 33"), "{}", run.stderr);
+}
+
+#[test]
+fn generation_is_timed_on_any_configuration() {
+    let config = text_of(&fixture("models/text_qwen2_transformers5/config.json"));
+    for dtype in ["f32", "bf16"] {
+        let args = ["--config", &config, "--dtype", dtype];
+        let found = line("bench generate --prompt-tokens 5 --new-tokens 4 --batch 3 --json", &args).expect(0).json();
+        assert_eq!(found["token_ids"].as_array().unwrap().len(), 4);
+        for key in ["prefill_s", "step_s", "tokens_per_s", "weight_bytes_per_token", "weight_gb_per_s", "read_gb_per_s"]
+        {
+            assert!(found[key].as_f64().unwrap() > 0.0, "{key}: {found}");
+        }
+        let bytes = ["weight_bytes_per_step", "weight_bytes_per_token"].map(|key| found[key].as_u64().unwrap());
+        assert_eq!(bytes[0] / 3, bytes[1]);
+    }
+    let run = line("bench generate --new-tokens 1", &["--config", &config]).expect(2);
+    assert!(run.stderr.contains("`new-tokens`: expected at least 2, found `1`"), "{}", run.stderr);
 }

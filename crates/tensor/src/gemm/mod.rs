@@ -49,6 +49,13 @@ impl Elements<'_> {
         }
     }
 
+    fn element_bytes(&self) -> usize {
+        match self {
+            Elements::F32(_) => 4,
+            Elements::BF16(_) | Elements::F16(_) => 2,
+        }
+    }
+
     fn address(&self) -> usize {
         match self {
             Elements::F32(data) => data.as_ptr().addr(),
@@ -336,9 +343,8 @@ pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> 
     let rows = first.to.rows;
     assert!(outputs.iter().all(|output| output.to.rows == rows));
     profile::add_flops(outputs.iter().map(Output::flops).sum());
-    if outputs.iter().all(thin::fits) {
-        outputs.into_iter().for_each(|output| thin::multiply(arithmetic, output));
-        return Ok(());
+    if outputs.iter().all(|output| thin::fits(arithmetic, output)) {
+        return thin::multiply(arithmetic, outputs);
     }
     with_units!(arithmetic, P => passes::multiply::<P>(outputs))
 }

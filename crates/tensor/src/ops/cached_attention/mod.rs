@@ -2,17 +2,23 @@
 //! a sequence sees its last key, earlier queries see one key less each.
 //!
 //! qkv `[t, (nq + 2 nkv) * d]`, of which the queries are read; caches `[tk, nkv * d]`; o `[t, nq * d]`; all f32 or all bf16,
-//! computed in f32. Nothing is packed: every key and value is read once for each query and group of heads. No gradient.
+//! with f32 sums. Nothing is packed: the heads of a group are rows of one thin product with the keys, and every value is read
+//! once for each query and some heads of a group. A query's result does not depend on the queries beside it. No gradient.
+
+#[cfg(test)]
+mod tests;
 
 use std::ops::Range;
 
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply};
+use crate::gradients::Write;
 use crate::ops::attention::AttentionSpec;
 use crate::profile;
 use crate::row_buffer::RowBuffer;
-use crate::simd::{exp, max, multiversion, sum_zip, sum2};
+use crate::simd::{LANES, exp, max, multiversion, sum2};
 use crate::tensor::Tensor;
 use crate::threads::{self, Shared};
 
@@ -61,55 +67,89 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
     if queries.len() != t {
         return Err(Error::argument(op, format!("{} rows belong to a sequence, `qkv` has {t}", queries.len())));
     }
-    let mut o = Tensor::stale(&[t, nq], qkv.dtype())?;
+    let (mut o, longest) =
+        (Tensor::stale(&[t, nq], qkv.dtype())?, queries.iter().map(|query| query.2).max().unwrap_or(0));
     let work: usize = queries.iter().map(|(_, _, seen)| seen * nq).sum();
-    profile::add_flops(4 * work as u64);
+    // The products with the keys count themselves.
+    profile::add_flops(2 * work as u64);
+    let mut scores = Tensor::stale(&[t * spec.num_heads, longest], DType::F32)?;
+    let scores = Shared::new(scores.f32s_mut()?);
+    let heads = qkv.reshape(&[t * (spec.num_heads + 2 * spec.num_kv_heads), d])?;
     with_element!(op, "qkv", qkv.dtype(), E => {
-        let q = E::of(qkv)?;
         let to = Shared::new(E::of_mut(&mut o)?);
         threads::try_for_each_task(t * spec.num_kv_heads, work, |task| {
             let (row, sequence, seen) = &queries[task / spec.num_kv_heads];
             let kv = task % spec.num_kv_heads;
             let columns = kv * group * d..(kv + 1) * group * d;
-            let q = &q[row * width..][columns.clone()];
             let (keys, values) = (sequence.keys.tensor()?, sequence.values.tensor()?);
-            // SAFETY: the heads of a group in a row belong to one task.
-            let to = unsafe { to.slice(row * nq + columns.start..row * nq + columns.end) };
-            let part = Heads { d, stride: nkv, start: kv * d, seen: *seen, scale: spec.scale };
-            let mut scores = Tensor::stale(&[*seen + d], DType::F32)?;
-            attend(&part, q, E::of(&keys)?, E::of(&values)?, scores.f32s_mut()?, to);
+            let start = task * group * longest;
+            // SAFETY: the scores and the heads of a group in a row belong to one task.
+            let (scores, to) = unsafe {
+                (scores.slice(start..start + group * seen), to.slice(row * nq + columns.start..row * nq + columns.end))
+            };
+            let keys = Mat::of(&keys)?.rows(0..*seen).columns(kv * d..(kv + 1) * d);
+            let first = row * (spec.num_heads + 2 * spec.num_kv_heads) + kv * group;
+            let q = Mat::of(&heads)?.rows(first..first + group);
+            let product = Output::new(MatMut::new(scores, group, *seen), Write::Replace, q, keys.t());
+            multiply(Arithmetic::of(qkv.dtype()), vec![product.scaled(spec.scale)])?;
+            let values = Values { data: E::of(&values)?, stride: nkv, start: kv * d, d };
+            for (scores, to) in scores.chunks_mut(HEADS * seen).zip(to.chunks_mut(HEADS * d)) {
+                attend(scores, *seen, &values, to);
+            }
             Ok(())
         })?;
     });
     Ok(o)
 }
 
-/// The keys and values of one head.
-struct Heads {
-    d: usize,
+/// Heads that share the reading of the values.
+const HEADS: usize = 8;
+
+/// The values of one head.
+struct Values<'a, E> {
+    data: &'a [E],
     stride: usize,
     start: usize,
-    seen: usize,
-    scale: f32,
+    d: usize,
 }
 
 multiversion! {
-    /// o of the query heads that share one key/value head; `scratch` holds `seen + d` numbers.
-    fn attend<E: Element>(part: &Heads, q: &[E], k: &[E], v: &[E], scratch: &mut [f32], o: &mut [E]) {
-        let Heads { d, stride, start, seen, scale } = *part;
-        let (scores, sums) = scratch.split_at_mut(seen);
-        for (q, o) in q.chunks_exact(d).zip(o.chunks_exact_mut(d)) {
-            for (score, k) in scores.iter_mut().zip(k.chunks_exact(stride)) {
-                *score = scale * sum_zip(q, &k[start..start + d], |q, k| q.wide() * k.wide());
-            }
+    /// o of up to [`HEADS`] query heads that share values, from their scores, which it overwrites.
+    fn attend<E: Element>(scores: &mut [f32], seen: usize, values: &Values<'_, E>, o: &mut [E]) {
+        let mut factors = [0f32; HEADS];
+        for (scores, factor) in scores.chunks_exact_mut(seen).zip(&mut factors) {
             let largest = max(scores);
             scores.iter_mut().for_each(|s| *s = exp(*s - largest));
-            let factor = 1.0 / sum2(scores, scores, |s, _| s);
-            sums.fill(0.0);
-            for (&p, v) in scores.iter().zip(v.chunks_exact(stride)) {
-                sums.iter_mut().zip(&v[start..start + d]).for_each(|(sum, v)| *sum += p * v.wide());
+            *factor = 1.0 / sum2(scores, scores, |s, _| s);
+        }
+        // Heads that are not there read the first one's.
+        let num_heads = scores.len() / seen;
+        let scores: [&[f32]; HEADS] = std::array::from_fn(|h| {
+            let h = if h < num_heads { h } else { 0 };
+            &scores[h * seen..(h + 1) * seen]
+        });
+        let Values { data, stride, start, d } = *values;
+        for from in (0..d).step_by(LANES) {
+            let width = LANES.min(d - from);
+            let mut sums = [[0f32; LANES]; HEADS];
+            for j in 0..seen {
+                let at = j * stride + start + from;
+                let mut value = [0f32; LANES];
+                if width == LANES {
+                    value.iter_mut().zip(&data[at..at + LANES]).for_each(|(x, v)| *x = v.wide());
+                } else {
+                    value.iter_mut().zip(&data[at..at + width]).for_each(|(x, v)| *x = v.wide());
+                }
+                for (sums, scores) in sums.iter_mut().zip(&scores) {
+                    let p = scores[j];
+                    for i in 0..LANES {
+                        sums[i] += p * value[i];
+                    }
+                }
             }
-            o.iter_mut().zip(&*sums).for_each(|(o, sum)| *o = E::narrow(sum * factor));
+            for ((o, sums), factor) in o.chunks_exact_mut(d).zip(&sums).zip(factors) {
+                o[from..from + width].iter_mut().zip(sums).for_each(|(o, sum)| *o = E::narrow(sum * factor));
+            }
         }
     }
 }
