@@ -3,6 +3,7 @@
 
 use crate::support::{batch, encoded_samples, plan, trainer, weight_bits};
 use data::Batch;
+use models::LossWeights;
 use tensor::{DType, Tape, Tensor};
 use train::Trainer;
 
@@ -26,6 +27,8 @@ fn error() -> f64 {
 
 /// What a run leaves for the comparison.
 struct Course {
+    /// Losses of the batches before any training.
+    starts: Vec<f64>,
     losses: Vec<f64>,
     /// The learning rates of all steps before each step, added up.
     paths: Vec<f64>,
@@ -47,6 +50,7 @@ fn run(method: &str, rate: &str, dtype: DType, change: &dyn Fn(&Trainer)) -> Cou
     let windows = windows();
     let mut trainer = trainer(&plan, Some(dtype), STEPS as u64);
     let noise = noise(&trainer, &windows);
+    let starts = windows.iter().map(|window| start(&trainer, window)).collect();
     let stuck = if method.contains("full") { 2.0 * UNIT * weight_scale(&trainer) } else { 0.0 };
     change(&trainer);
     let (mut losses, mut paths, mut path) = (Vec::new(), Vec::new(), 0.0);
@@ -57,7 +61,15 @@ fn run(method: &str, rate: &str, dtype: DType, change: &dyn Fn(&Trainer)) -> Cou
         paths.push(path);
         path += outcome.learning_rate;
     }
-    Course { losses, paths, noise, stuck }
+    Course { starts, losses, paths, noise, stuck }
+}
+
+/// The loss of a batch with the weights as they are.
+fn start(trainer: &Trainer, window: &Batch) -> f64 {
+    let weights = LossWeights::Uniform(1.0);
+    let input = infer::upload(window).unwrap();
+    let out = trainer.model.loss(&Tape::inference(), &input, &window.labels, &weights, false).unwrap();
+    out.nll.iter().map(|&nll| f64::from(nll)).sum::<f64>() / window.num_supervised() as f64
 }
 
 /// Independent relative errors of the terms of a sum are the sum's in root mean square, and those of steps one after the other
@@ -104,10 +116,10 @@ fn check(wide: &Course, narrow: &Course) -> Result<(), String> {
     for (step, &loss) in narrow.losses.iter().enumerate() {
         let visits = (step % num_windows..=step).step_by(num_windows);
         let near = visits.clone().filter(|&visit| wide.paths[step] - wide.paths[visit] <= wide.stuck);
-        let (low, high) = near
-            .map(|visit| wide.losses[visit])
-            .fold((f64::MAX, f64::MIN), |(low, high), loss| (low.min(loss), high.max(loss)));
-        let first = wide.losses[step % num_windows];
+        let start = (wide.paths[step] <= wide.stuck).then_some(wide.starts[step % num_windows]);
+        let candidates = near.map(|visit| wide.losses[visit]).chain(start);
+        let (low, high) = candidates.fold((f64::MAX, f64::MIN), |(low, high), loss| (low.min(loss), high.max(loss)));
+        let first = wide.starts[step % num_windows];
         let allowed = 4.0 * wide.noise + 2.0 * error() * (first - wide.losses[step]).max(0.0);
         if !(low - allowed..=high + allowed).contains(&loss) {
             return Err(format!("step {step}: the loss is {loss}, expected {low} to {high} and {allowed:.1e} around"));

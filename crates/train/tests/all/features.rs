@@ -112,7 +112,8 @@ fn pictures_of_one_batch_are_read_and_computed_side_by_side() {
     assert!(all.num_images > first.num_images);
     open(dir.path(), trainer(&plan, None, 2)).train_step(&[first]).unwrap();
     let mut half = open(dir.path(), trainer(&plan, None, 2));
-    assert!(steps(&mut half, &[all.clone()]) == steps(&mut trainer(&plan, None, 2), &[all]));
+    let window = [all];
+    assert!(steps(&mut half, &window) == steps(&mut trainer(&plan, None, 2), &window));
     let found = stats(&half);
     assert!(found.hits > 0 && found.misses > 0 && found.stored == found.misses, "{found:?}");
 }
