@@ -75,10 +75,6 @@ impl Model {
     /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
     /// order of `tokens` (pairs of sequence index and token id).
     pub fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
-        tensor::on_worker(|| self.decode(tokens, cache))
-    }
-
-    fn decode(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
         if let Some((s, _)) = tokens.iter().find(|(s, _)| cache.lengths.get(*s).is_none_or(|&l| l == 0)) {
             return Err(ModelError::Input(format!("sequence {s} has no prompt in the cache")));
         }
