@@ -75,14 +75,10 @@ impl Model {
     /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
     /// order of `tokens` (pairs of sequence index and token id).
     pub fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
-        tensor::on_worker(|| self.decode(tokens, cache))
-    }
-
-    fn decode(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
         if let Some((s, _)) = tokens.iter().find(|(s, _)| cache.lengths.get(*s).is_none_or(|&l| l == 0)) {
             return Err(ModelError::Input(format!("sequence {s} has no prompt in the cache")));
         }
-        let t = Tape::inference();
+        let t = Tape::decoding();
         let ids: Vec<u32> = tokens.iter().map(|&(_, id)| id).collect();
         let positions: Vec<u32> = tokens.iter().map(|&(s, _)| cache.lengths[s] as u32).collect();
         let x = t.embedding(&ids, &self.decoder.embed_tokens)?;

@@ -43,4 +43,4 @@ pub use row_buffer::RowBuffer;
 pub use simd::has_bf16;
 pub use tape::{Tape, Var};
 pub use tensor::{Device, Tensor};
-pub use threads::{num_threads, on_worker, set_num_threads};
+pub use threads::{num_threads, set_num_threads};

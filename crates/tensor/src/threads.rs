@@ -30,17 +30,6 @@ pub fn num_threads() -> usize {
     POOL.read().as_ref().map_or_else(rayon::current_num_threads, |pool| pool.current_num_threads())
 }
 
-/// Runs `f` on one of the engine's worker threads, from where operators reach the others without going to sleep between
-/// any two: for runs of many small operators.
-pub fn on_worker<R: Send>(f: impl FnOnce() -> R + Send) -> R {
-    let pool = POOL.read().clone();
-    match pool {
-        _ if num_threads() == 1 => f(),
-        Some(pool) => pool.install(f),
-        None => rayon::scope(|_| f()),
-    }
-}
-
 /// Runs `f` on the engine's worker threads.
 pub(crate) fn on_pool<R: Send>(f: impl FnOnce() -> R + Send) -> R {
     // A plan belongs to its thread.

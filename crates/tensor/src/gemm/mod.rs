@@ -330,8 +330,31 @@ impl<'a> Output<'a> {
     }
 }
 
-/// Computes all outputs, which have equally many rows; an `a` that several of them share is packed once.
-pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> Result<()> {
+/// Computes all outputs, which have equally many rows; an `a` that several of them share is packed once. A row's bits do not
+/// depend on the rows beside it.
+pub(crate) fn multiply(arithmetic: Arithmetic, outputs: Vec<Output<'_>>) -> Result<()> {
+    let outputs = prepared(outputs);
+    if outputs.is_empty() {
+        return Ok(());
+    }
+    with_units!(arithmetic, P => passes::multiply::<P>(outputs))
+}
+
+/// As [`multiply`] for generating token by token: few rows read large matrices once and pack nothing. Their sums have another
+/// order than those of many rows.
+pub(crate) fn multiply_few_rows(arithmetic: Arithmetic, outputs: Vec<Output<'_>>) -> Result<()> {
+    let outputs = prepared(outputs);
+    if outputs.is_empty() {
+        return Ok(());
+    }
+    if outputs.iter().all(|output| thin::fits(arithmetic, output)) {
+        return thin::multiply(arithmetic, outputs);
+    }
+    with_units!(arithmetic, P => passes::multiply::<P>(outputs))
+}
+
+/// The outputs that are left to compute, counted.
+fn prepared(mut outputs: Vec<Output<'_>>) -> Vec<Output<'_>> {
     outputs.retain_mut(|output| {
         let MatMut { rows, cols, .. } = output.to;
         if output.terms.is_empty() && output.write == Write::Replace && output.bias.is_none() {
@@ -339,14 +362,9 @@ pub(crate) fn multiply(arithmetic: Arithmetic, mut outputs: Vec<Output<'_>>) -> 
         }
         rows > 0 && cols > 0 && !output.terms.is_empty()
     });
-    let Some(first) = outputs.first() else { return Ok(()) };
-    let rows = first.to.rows;
-    assert!(outputs.iter().all(|output| output.to.rows == rows));
+    assert!(outputs.windows(2).all(|pair| pair[0].to.rows == pair[1].to.rows));
     profile::add_flops(outputs.iter().map(Output::flops).sum());
-    if outputs.iter().all(|output| thin::fits(arithmetic, output)) {
-        return thin::multiply(arithmetic, outputs);
-    }
-    with_units!(arithmetic, P => passes::multiply::<P>(outputs))
+    outputs
 }
 
 /// The place of `range` in units of `step`, cut at `limit`.

@@ -2,7 +2,7 @@
 
 use super::kernel::{Kernel, Place};
 use super::pack_pairs::Pair;
-use super::{Arithmetic, Elements, Mat, MatMut, Output, blocked, kernel, kernel_bf16, multiply};
+use super::{Arithmetic, Elements, Mat, MatMut, Output, blocked, kernel, kernel_bf16, multiply, multiply_few_rows};
 use crate::dtype::{DType, bf16_to_f32, f32_to_bf16, f32_to_f16};
 use crate::gradients::Write;
 use crate::ops::testing::{agree, random};
@@ -11,7 +11,7 @@ use crate::tensor::Tensor;
 
 /// to (+)= alpha a.b, multiplied in f32.
 fn gemm(to: MatMut<'_>, write: Write, alpha: f32, a: Mat<'_>, b: Mat<'_>) -> crate::Result<()> {
-    multiply(Arithmetic::F32, vec![Output::new(to, write, a, b).scaled(alpha)])
+    multiply_few_rows(Arithmetic::F32, vec![Output::new(to, write, a, b).scaled(alpha)])
 }
 
 /// a.b in f64, element by element.

@@ -350,7 +350,7 @@ mod x86 {
                     }
                 }
             }
-            if a.depth % 32 != 0 {
+            if !a.depth.is_multiple_of(32) {
                 let at = a.depth / 32 * 32;
                 let rest = (1u32 << (a.depth % 32)) - 1;
                 let columns: [__m512bh; COLS] =

@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) use backward::Sweep;
 
 use crate::error::{Error, Result};
+use crate::gemm::{multiply, multiply_few_rows};
+use crate::ops::linear::kernel::Multiply;
 use crate::param::Param;
 use crate::rng::Stream;
 use crate::tensor::Tensor;
@@ -65,6 +67,8 @@ enum Mode {
     Trace,
     /// Wants no gradient at all.
     Inference,
+    /// The same, for a few rows at a time.
+    Decoding,
 }
 
 type Backward = Box<dyn FnOnce(Tensor, &mut Sweep<'_>) -> Result<()>>;
@@ -105,6 +109,17 @@ impl Tape {
         Tape::new(Mode::Inference)
     }
 
+    /// As [`Tape::inference`] for generating token by token: linear layers read their weights once for a few rows. Their sums
+    /// have another order than on other tapes, so that bits may differ from those of whole sequences.
+    pub fn decoding() -> Tape {
+        Tape::new(Mode::Decoding)
+    }
+
+    /// How linear layers multiply on this tape.
+    pub(crate) fn products(&self) -> Multiply {
+        if self.mode == Mode::Decoding { multiply_few_rows } else { multiply }
+    }
+
     /// The key of the dropout masks: a mask depends on seed, step, the operator's place among the random operators of
     /// this tape, and the element.
     pub fn with_rng(mut self, seed: u64, step: u64) -> Tape {
@@ -114,7 +129,7 @@ impl Tape {
 
     /// Whether this tape keeps anything for backward.
     pub fn is_recording(&self) -> bool {
-        self.mode != Mode::Inference
+        !matches!(self.mode, Mode::Inference | Mode::Decoding)
     }
 
     /// Whether what is kept for backward will be used (it is thrown away while a recomputed block is traced).
@@ -130,7 +145,7 @@ impl Tape {
     /// A value whose gradient is wanted; [`Tape::backward_with`] returns it.
     pub fn leaf(&self, value: Tensor) -> Var {
         match self.mode {
-            Mode::Inference => self.constant(value),
+            Mode::Inference | Mode::Decoding => self.constant(value),
             _ => self.push(value, Entry::Leaf),
         }
     }

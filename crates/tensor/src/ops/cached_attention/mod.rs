@@ -13,7 +13,7 @@ use std::ops::Range;
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply};
+use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply_few_rows};
 use crate::gradients::Write;
 use crate::ops::attention::AttentionSpec;
 use crate::profile;
@@ -91,7 +91,7 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
             let first = row * (spec.num_heads + 2 * spec.num_kv_heads) + kv * group;
             let q = Mat::of(&heads)?.rows(first..first + group);
             let product = Output::new(MatMut::new(scores, group, *seen), Write::Replace, q, keys.t());
-            multiply(Arithmetic::of(qkv.dtype()), vec![product.scaled(spec.scale)])?;
+            multiply_few_rows(Arithmetic::of(qkv.dtype()), vec![product.scaled(spec.scale)])?;
             let values = Values { data: E::of(&values)?, stride: nkv, start: kv * d, d };
             for (scores, to) in scores.chunks_mut(HEADS * seen).zip(to.chunks_mut(HEADS * d)) {
                 attend(scores, *seen, &values, to);

@@ -16,7 +16,7 @@ mod tests;
 use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
-use crate::gemm::{Mat, MatMut};
+use crate::gemm::{Mat, MatMut, multiply};
 use crate::gradients::Write;
 use crate::ops::linear::kernel::{self, Snapshot, Upstream};
 use crate::ops::linear::{LinearWeights, Wanted};
@@ -83,7 +83,7 @@ impl Tape {
         for rows in rows.chunks(chunk_size) {
             let x = chunk_rows(hidden.value(), rows)?;
             let z = &mut logits.f32s_mut()?[..rows.len() * vocabulary];
-            let h = kernel::forward(&layer, &x, MatMut::new(z, rows.len(), vocabulary), Write::Replace)?;
+            let h = kernel::forward(&layer, &x, MatMut::new(z, rows.len(), vocabulary), Write::Replace, multiply)?;
             let chunk: Vec<(usize, f32)> =
                 rows.iter().map(|&i| (targets[i as usize] as usize, weights[i as usize])).collect();
             let losses = cpu::losses(z, vocabulary, &chunk, differentiate);

@@ -40,6 +40,9 @@ impl Snapshot {
     }
 }
 
+/// How products are computed: [`crate::gemm::multiply`], or [`crate::gemm::multiply_few_rows`] while generating.
+pub(crate) type Multiply = fn(Arithmetic, Vec<Output<'_>>) -> Result<()>;
+
 /// Columns of a result over all layers.
 pub(crate) fn num_columns(layers: &[Snapshot]) -> usize {
     layers.iter().map(Snapshot::num_outputs).sum()
@@ -47,8 +50,14 @@ pub(crate) fn num_columns(layers: &[Snapshot]) -> usize {
 
 /// y (+)= x.W^T + bias + low-rank term, layer after layer in the columns of y. Returns scale * dropout(x).A^T of each
 /// adapted layer, in x's dtype, which backward needs.
-pub(crate) fn forward(layers: &[Snapshot], x: &Tensor, y: MatMut<'_>, write: Write) -> Result<Vec<Option<Tensor>>> {
-    let hidden = low_rank_inputs(layers, x)?;
+pub(crate) fn forward(
+    layers: &[Snapshot],
+    x: &Tensor,
+    y: MatMut<'_>,
+    write: Write,
+    multiply: Multiply,
+) -> Result<Vec<Option<Tensor>>> {
+    let hidden = low_rank_inputs(layers, x, multiply)?;
     let biases: Vec<Option<Wide<'_>>> =
         layers.iter().map(|layer| layer.bias.as_ref().map(Wide::of).transpose()).collect::<Result<_>>()?;
     let widths: Vec<usize> = layers.iter().map(Snapshot::num_outputs).collect();
@@ -66,7 +75,7 @@ pub(crate) fn forward(layers: &[Snapshot], x: &Tensor, y: MatMut<'_>, write: Wri
 }
 
 /// scale * dropout(x).A^T of each adapted layer.
-fn low_rank_inputs(layers: &[Snapshot], x: &Tensor) -> Result<Vec<Option<Tensor>>> {
+fn low_rank_inputs(layers: &[Snapshot], x: &Tensor, multiply: Multiply) -> Result<Vec<Option<Tensor>>> {
     let mut hidden = vec![];
     for layer in layers {
         hidden.push(match &layer.lora {

@@ -228,7 +228,7 @@ impl Tape {
             Some(residual) if residual.shape() == shape => (residual.into_value().into_unique()?, Write::Add),
             Some(residual) => return Err(Error::shape(op, "residual", format!("{shape:?}"), residual.shape())),
         };
-        let hidden = kernel::forward(&weights, x.value(), MatMut::of(&mut y)?, write)?;
+        let hidden = kernel::forward(&weights, x.value(), MatMut::of(&mut y)?, write, self.products())?;
         if x_place.is_none() && residual_place.is_none() && !wanted.iter().any(|wanted| wanted.any()) {
             return Ok(self.constant(y));
         }
