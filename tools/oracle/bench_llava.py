@@ -6,7 +6,7 @@
 DIR is that of `bench_make.py`. bf16 weights, fused attention (sdpa), fused AdamW, LoRA of rank 16 on q, k, v and o of
 the decoder, the tower frozen. `frames` reads PNG files in the loop, as a plain script does, and times each step from
 reading on. `clips` goes from mp4 files through torchcodec (PyAV where it does not load) in a DataLoader with 2 workers and times the whole loop
-after the first two steps. Both print one JSON line.
+after the first steps (`--warm`). Both print one JSON line.
 """
 
 import argparse
@@ -32,6 +32,7 @@ def arguments():
     parser.add_argument("--model", choices=["paper", "small"], default="paper")
     parser.add_argument("--data", choices=["frames", "clips"], default="frames")
     parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--warm", type=int, default=2, help="first steps that are not counted")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
@@ -147,8 +148,8 @@ def main():
         marks.append(time.perf_counter())
     times = [b - a for a, b in zip(marks, marks[1:])]
     result = {
-        "step_s": statistics.median(times[2:]),
-        "samples_per_s": (len(times) - 2) * args.batch / (marks[-1] - marks[2]),
+        "step_s": statistics.median(times[args.warm :]),
+        "samples_per_s": (len(times) - args.warm) * args.batch / (marks[-1] - marks[args.warm]),
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "input_tokens": tokens,
         "losses": losses,

@@ -245,7 +245,8 @@ impl Bench {
 /// A command as a reader would type it: programs and scripts by their names, folders of this machine left out.
 fn shown(command: &Command) -> String {
     let base = |text: &str| text.rsplit('/').next().unwrap_or(text).to_owned();
-    let program = base(&command.get_program().to_string_lossy());
+    let runs_script = command.get_args().any(|arg| arg.to_string_lossy().ends_with(".py"));
+    let program = if runs_script { "python".to_owned() } else { base(&command.get_program().to_string_lossy()) };
     let short = |arg: std::borrow::Cow<str>| {
         if let Some(at) = arg.find("tools/oracle/") {
             return arg[at..].to_owned();
@@ -300,7 +301,7 @@ mod tests {
         let mut command = Command::new("/a/b/vidtune");
         command.args(["bench", "step", "--config", "/x/target/bench/decoder.json", "--seq", "8"]);
         assert_eq!(shown(&command), "vidtune bench step --config BENCH/decoder.json --seq 8");
-        let mut script = Command::new("/venv/bin/python");
+        let mut script = Command::new("/venv/bin/python3.11");
         script.args(["/repo/tools/oracle/bench_text.py", "score", "/x/bench"]);
         assert_eq!(shown(&script), "python tools/oracle/bench_text.py score BENCH");
     }

@@ -95,6 +95,11 @@ impl Outcomes {
         median(&self.all(name, field))
     }
 
+    /// Takes in what other contenders gave in rounds of their own.
+    pub fn join(&mut self, other: Outcomes) {
+        self.0.extend(other.0);
+    }
+
     /// The first round of a contender.
     pub fn first(&self, name: &str) -> Option<&Value> {
         self.0.iter().find(|(known, _)| known == name).and_then(|(_, values)| values.first())

@@ -57,6 +57,13 @@ pub fn ours(bench: &Bench, config: &str, method: &str, dtype: &str, seq: usize, 
     ])
 }
 
+/// The rate of a large bf16 product now, in units of 10^9 operations a second, for works whose own runs do not tell it.
+pub fn peak(bench: &Bench) -> Result<Option<f64>> {
+    let config = bench.write("decoder.json", &decoder().to_string())?;
+    let probe = runs::measure(&mut ours(bench, &config, "lora", "bf16", 256, 3))?;
+    Ok(probe.get("peak_gflops_per_s").and_then(Value::as_f64))
+}
+
 fn section(
     bench: &Bench,
     dtype: &'static str,

@@ -8,11 +8,8 @@ use serde_json::{Value, json};
 
 use super::runs::{self, Contender, Outcomes, median};
 use super::table::{Aim, Figure, Floor, Section, Unit};
-use super::{Bench, cannot, shown};
+use super::{Bench, cannot, shown, steps};
 use crate::process::{Failure, Result};
-
-/// Steps at the beginning that are not counted, on both sides.
-const WARM: usize = 2;
 
 /// One training run, ours or theirs.
 #[derive(Clone, Copy)]
@@ -22,6 +19,8 @@ struct Training {
     /// `frames` or `clips`.
     data: &'static str,
     steps: usize,
+    /// Steps at the beginning that are not counted, on both sides.
+    warm: usize,
     batch: usize,
     recompute: bool,
 }
@@ -29,20 +28,22 @@ struct Training {
 /// The step on 8 PNG frames, without and with gradient checkpointing.
 pub fn llava(bench: &Bench) -> Result<Section> {
     bench.made()?;
-    let (rounds, steps) = (bench.rounds(2), if bench.quick { 4 } else { 5 });
-    let plain = Training { model: "paper", data: "frames", steps, batch: 1, recompute: false };
+    let (rounds, steps) = (bench.rounds(2), 4);
+    let plain = Training { model: "paper", data: "frames", steps, warm: 1, batch: 1, recompute: false };
     let saving = Training { recompute: true, ..plain };
     let mut contenders = vec![Contender::new("vidtune", || ours(bench, plain))];
     contenders.extend(theirs(bench, "PyTorch", plain));
-    contenders.push(Contender::new("vidtune checkpointing", || ours(bench, saving)));
+    let mut outcomes = runs::alternate(rounds, &contenders)?;
+    let mut contenders = vec![Contender::new("vidtune checkpointing", || ours(bench, saving))];
     contenders.extend(theirs(bench, "PyTorch checkpointing", saving));
-    let outcomes = runs::alternate(rounds, &contenders)?;
+    outcomes.join(runs::alternate(1, &contenders)?);
+    let peak = steps::peak(bench)?;
     let weights = bench.dir.join("paper").join("model.safetensors");
     let weights = fs::metadata(&weights).map_err(|error| cannot("read", &weights, &error))?.len() as f64;
     let figure = |us: &str, them: &str, unit: Unit, aim: Option<Aim>| {
         let field = if unit == Unit::Seconds { "step_s" } else { "resident_peak_bytes" };
         let floor = match unit {
-            Unit::Seconds => products(&outcomes, us),
+            Unit::Seconds => products(&outcomes, us, peak),
             _ => Some(Floor { value: weights, how: "the weights alone, in bf16".to_owned() }),
         };
         Figure {
@@ -67,7 +68,7 @@ pub fn llava(bench: &Bench) -> Result<Section> {
     let text = format!(
         "SigLIP 12 x 768 (224 px, 196 tokens a frame, frozen), Qwen2 24 x 896 (14 and 2 heads, 4864), vocabulary 32000, bf16, LoRA of rank 16 on \
          the decoder's q, k, v and o, AdamW; one record of 8 PNG frames and about 90 tokens of text a step. PyTorch: transformers and peft with \
-         fused attention and AdamW. Medians of {rounds} rounds of {steps} steps without the first {WARM}; memory is the process's largest resident \
+         fused attention and AdamW. Medians of {rounds} rounds (one with checkpointing) of {steps} steps without the first; memory is the process's largest resident \
          size from start to end. \"checkpointing\": each block computed again in the backward pass."
     );
     Ok(Section {
@@ -88,24 +89,27 @@ pub fn clips(bench: &Bench) -> Result<Section> {
     let small = Training {
         model: "small",
         data: "clips",
-        steps: if bench.quick { 14 } else { 38 },
+        steps: if bench.quick { 8 } else { 26 },
+        warm: 2,
         batch: 2,
         recompute: false,
     };
-    let paper = Training { model: "paper", steps: if bench.quick { 4 } else { 5 }, batch: 1, ..small };
-    let mut contenders = Vec::new();
-    for training in [small, paper] {
-        contenders.push(Contender::new(format!("vidtune {}", training.model), move || ours(bench, training)));
-        contenders.extend(theirs(bench, &format!("PyTorch {}", training.model), training));
-    }
-    let outcomes = runs::alternate(rounds, &contenders)?;
+    let paper = Training { model: "paper", steps: 4, warm: 1, batch: 1, ..small };
+    let contenders = |training: Training| {
+        let ours = Contender::new(format!("vidtune {}", training.model), move || ours(bench, training));
+        let theirs = theirs(bench, &format!("PyTorch {}", training.model), training);
+        std::iter::once(ours).chain(theirs).collect::<Vec<_>>()
+    };
+    let mut outcomes = runs::alternate(rounds, &contenders(small))?;
+    outcomes.join(runs::alternate(1, &contenders(paper))?);
+    let peak = steps::peak(bench)?;
     let clip = bench.path("clips/0.mp4");
     let mut decode = bench.vidtune(&["bench", "decode", "--video", &clip, "--num-frames", "8", "--json"]);
     let decoding = runs::measure(&mut decode)?;
     let decode_s = decoding.get("median_s").and_then(Value::as_f64).unwrap_or(0.0);
     let figures = [small, paper].map(|training| {
         let (us, them) = (format!("vidtune {}", training.model), format!("PyTorch {}", training.model));
-        let ceiling = products(&outcomes, &us).map(|floor| {
+        let ceiling = products(&outcomes, &us, peak).map(|floor| {
             let batch = training.batch as f64;
             let decoding = batch * decode_s / bench.threads as f64;
             let how = format!(
@@ -131,8 +135,8 @@ pub fn clips(bench: &Bench) -> Result<Section> {
     let text = format!(
         "24 clips of 4 s (320 x 240, 30 frames a second, h264), 8 frames each, LoRA as above; the paper's model with one clip a step, and a small one \
          (SigLIP 4 x 192, Qwen2 4 x 256) with 2, whose clips' decoding weighs more. PyTorch: a DataLoader with 2 workers, {}, the processor of \
-         transformers. Samples over the time from the end of step {WARM} to the end; ours is the sum of `step_time`, which includes waiting for data. \
-         Medians of {rounds} rounds of {} steps (small) and {} (paper).",
+         transformers. Samples over the time after the first steps; ours is the sum of `step_time`, which includes waiting for data. \
+         Medians of {rounds} rounds of {} steps without the first two (small) and one of {} without the first (paper).",
         reader.unwrap_or("torchcodec"),
         small.steps,
         paper.steps
@@ -158,7 +162,8 @@ fn ours(bench: &Bench, training: Training) -> Result<Value> {
     let path = out.join("metrics.jsonl");
     let text = fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))?;
     let lines: Vec<Value> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-    let field = |name: &str| lines.iter().skip(WARM).filter_map(|line| line.get(name)?.as_f64()).collect::<Vec<f64>>();
+    let field =
+        |name: &str| lines.iter().skip(training.warm).filter_map(|line| line.get(name)?.as_f64()).collect::<Vec<f64>>();
     let steps = field("step_time");
     if lines.len() != training.steps || steps.is_empty() {
         return Err(Failure::new(format!("`{}`: {} steps instead of {}", path.display(), lines.len(), training.steps)));
@@ -171,7 +176,6 @@ fn ours(bench: &Bench, training: Training) -> Result<Value> {
         ("backward_s", "backward_time"),
         ("optimizer_s", "optimizer_time"),
         ("flops", "flops"),
-        ("mfu", "mfu"),
         ("peak_memory_bytes", "peak_memory_bytes"),
         ("input_tokens", "input_tokens"),
     ] {
@@ -182,7 +186,7 @@ fn ours(bench: &Bench, training: Training) -> Result<Value> {
 }
 
 fn train(bench: &Bench, training: Training) -> Result<Command> {
-    let Training { model, data, steps, batch, recompute } = training;
+    let Training { model, data, steps, batch, recompute, .. } = training;
     // JSON is YAML: paths need no quoting rules of our own.
     let plan = json!({
         "model": { "path": bench.path(model), "dtype": "bf16" },
@@ -205,10 +209,10 @@ fn train(bench: &Bench, training: Training) -> Result<Command> {
 }
 
 fn torch(bench: &Bench, training: Training) -> Option<Command> {
-    let (steps, batch) = (training.steps.to_string(), training.batch.to_string());
+    let [steps, batch, warm] = [training.steps, training.batch, training.warm].map(|count| count.to_string());
     let folder = bench.dir.to_string_lossy();
-    let mut args =
-        vec![&*folder, "--model", training.model, "--data", training.data, "--steps", &steps, "--batch", &batch];
+    let mut args = vec![&*folder, "--model", training.model, "--data", training.data];
+    args.extend(["--steps", &steps, "--batch", &batch, "--warm", &warm]);
     if training.recompute {
         args.push("--checkpointing");
     }
@@ -228,15 +232,11 @@ fn commands(bench: &Bench, training: Training) -> Vec<String> {
     lines
 }
 
-/// The seconds of a step's products at the measured rate of a large one.
-fn products(outcomes: &Outcomes, name: &str) -> Option<Floor> {
-    let (flops, mfu, step) =
-        (outcomes.median(name, "flops")?, outcomes.median(name, "mfu")?, outcomes.median(name, "step_s")?);
-    let recomputed = outcomes.median(name, "recomputed_flops").unwrap_or(0.0);
-    // The metrics give the rate as a share: operations without recomputation over the peak's in the step's time.
-    let peak = (flops - recomputed) / step / mfu;
-    let how = format!("{:.0} GFLOP of products a step at {:.0} GFLOP/s", flops / 1e9, peak / 1e9);
-    Some(Floor { value: flops / peak, how })
+/// The seconds of a step's products, those of recomputed blocks among them, at the measured rate of a large one.
+fn products(outcomes: &Outcomes, name: &str, peak: Option<f64>) -> Option<Floor> {
+    let (flops, peak) = (outcomes.median(name, "flops")?, peak?);
+    let how = format!("{:.0} GFLOP of products a step at {peak:.0} GFLOP/s", flops / 1e9);
+    Some(Floor { value: flops / (peak * 1e9), how })
 }
 
 fn phases(outcomes: &Outcomes, name: &str) -> String {
