@@ -1,6 +1,7 @@
-//! Set-up, tests, tidy checks and distribution: the commands behind `cargo xtask`.
+//! Set-up, tests, tidy checks, benches and distribution: the commands behind `cargo xtask`.
 //! It knows nothing of the product's inside; it installs what the build needs and calls cargo and the binary.
 
+mod bench;
 mod dist;
 mod gate;
 mod process;
@@ -19,7 +20,7 @@ struct Command {
     run: fn(&[String]) -> Result<()>,
 }
 
-const COMMANDS: [Command; 6] = [
+const COMMANDS: [Command; 7] = [
     Command { name: "demo", about: "set up, build the release binary, run `vidtune demo`", run: demo },
     Command {
         name: "test",
@@ -28,6 +29,7 @@ const COMMANDS: [Command; 6] = [
     },
     Command { name: "setup", about: "install the system packages that the build needs, and nothing else", run: set_up },
     Command { name: "tidy", about: "rules about the sources, dependencies, licences and the README", run: tidy::run },
+    Command { name: "bench", about: "vidtune beside PyTorch in one run; renews docs/bench.md", run: bench::run },
     Command { name: "dist", about: "a folder in dist/ that runs on a machine without FFmpeg", run: dist::run },
     Command { name: "help", about: "this text", run: help },
 ];
@@ -52,7 +54,7 @@ fn dispatch(args: &[String]) -> Result<()> {
     };
     let name = if name == "--help" || name == "-h" { "help" } else { name };
     match COMMANDS.iter().find(|command| command.name == name) {
-        Some(command) if rest.iter().any(|arg| arg == "--help") && name != "demo" => {
+        Some(command) if rest.iter().any(|arg| arg == "--help") && !["demo", "bench"].contains(&name) => {
             println!("cargo xtask {}: {}", command.name, command.about);
             Ok(())
         }
@@ -67,7 +69,7 @@ fn help(_: &[String]) -> Result<()> {
         println!("  {:<7} {}", command.name, command.about);
     }
     println!(
-        "\n`demo`, `test`, `setup` and `dist` accept `--no-install`: print what is missing instead of installing it."
+        "\n`demo`, `test`, `setup`, `bench` and `dist` accept `--no-install`: print what is missing instead of installing it."
     );
     Ok(())
 }
