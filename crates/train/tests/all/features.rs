@@ -323,10 +323,10 @@ fn the_plan_refuses_what_cannot_be_kept() {
     assert!(error.contains("`train.feature_cache_size` has no effect without `train.feature_cache`"), "{error}");
 }
 
-/// Products of a few rows add in another order than those of many: a picture of four patches alone gives other bits than
-/// beside others, and a cache cannot know which of them a run without it would have had.
+/// Products of few rows add in the same order as those of many, so that a picture of four patches gives the same bits alone and
+/// beside others; a tower for which that does not hold is refused when the cache opens.
 #[test]
-fn a_tower_of_tiny_pictures_is_refused() {
+fn a_tower_of_tiny_pictures_keeps_its_bits() {
     let value = serde_json::json!({
         "model_type": "llava", "image_token_index": 1, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
         "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 64, "intermediate_size": 512, "num_hidden_layers": 2,
@@ -336,6 +336,5 @@ fn a_tower_of_tiny_pictures_is_refused() {
     });
     let model = models::random(models::ModelConfig::from_json("config.json", value).unwrap(), 1, DType::F32).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let error = FeatureCache::open(dir.path(), BUDGET, &model, &[]).unwrap_err().to_string();
-    assert!(error.starts_with("`train.feature_cache` would change numbers: for a picture of 4 patches "), "{error}");
+    assert!(FeatureCache::open(dir.path(), BUDGET, &model, &[]).is_ok());
 }
