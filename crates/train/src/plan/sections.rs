@@ -209,8 +209,6 @@ section! {
         gradient_checkpointing: bool = false => free;
         /// Memory that the run may take, such as `16GB`; otherwise what the machine has free. A plan that needs more is refused.
         memory_limit: Option<ByteSize> = None => free;
-        /// Before the first step, run the largest batch of the epoch forward and backward once, without an update.
-        preflight: bool = false => free;
         /// Steps between two reports (the reference's default is 500; `metrics.jsonl` holds every step regardless).
         logging_steps: u64 = 10 => free;
         /// When a checkpoint is written besides the last step's; `save_steps` given means `steps`.
