@@ -10,10 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
+use hub::store::Hash;
 use parking_lot::Mutex;
-
-/// The BLAKE3 hash of some bytes.
-pub(super) type Hash = [u8; 32];
 
 /// A file that was written less than this before it was looked at may be written again under the same times: such a hash
 /// is not remembered.

@@ -1,5 +1,5 @@
 //! Owns [`FrameCache`]: frames of clips on disk, so that the second epoch does not decode them again. It knows what an
-//! entry depends on; files and budget are `store`'s, the identity of media `contents`', the bytes `payload`'s.
+//! entry depends on; files and budget are `hub::store`'s, the identity of media `contents`', the bytes `payload`'s.
 //!
 //! Kept is what the model takes, in bytes: scaled and cropped frames, packed without loss, normalised when they are read.
 //! It is never the reason why a run stops or trains on other numbers: what cannot be read is decoded again, what cannot
@@ -7,20 +7,23 @@
 
 mod contents;
 mod payload;
-mod store;
 
 use std::path::Path;
 
+use hub::store::{self, Found, Hash, Kept, KeyHasher, Store, StoreKind};
 use media::Limits;
 use parking_lot::Mutex;
 use serde::Serialize;
 
 use crate::error::DataError;
-use contents::{Contents, Hash};
-use store::{Found, Kept, Store};
+use contents::Contents;
 
 pub(crate) use contents::Content;
 pub(crate) use payload::{Shot, VideoFacts};
+
+/// How a folder of frames and its entries are told from others.
+const KIND: StoreKind =
+    StoreKind { mark: "vidtune-frames.json", format: "vidtune frame cache 2", suffix: ".frames", magic: b"VTFRAME2" };
 
 /// Messages of one kind that are told; the rest is counted.
 const MAX_NOTICES: u64 = 3;
@@ -91,7 +94,7 @@ impl FrameCache {
     /// # Errors
     /// The folder cannot be made or written to.
     pub fn open(dir: &Path, budget: u64) -> Result<Self, DataError> {
-        let store = Store::open(dir, budget).map_err(|source| DataError::Plan {
+        let store = Store::open(KIND, dir, budget).map_err(|source| DataError::Plan {
             key: "data.frame_cache".into(),
             what: format!("`{}` cannot be used: {source}", dir.display()),
             hint: "name a folder that can be written to, or leave the key out".into(),
@@ -114,11 +117,11 @@ impl FrameCache {
     /// # Errors
     /// It is no frame cache, or cannot be listed.
     pub fn survey(dir: &Path) -> Result<CacheSurvey, DataError> {
-        match store::survey(dir) {
+        match store::survey(KIND, dir) {
             Ok(Some((entries, bytes))) => Ok(CacheSurvey { entries, bytes }),
             Ok(None) => Err(DataError::Plan {
                 key: "DIR".into(),
-                what: format!("`{}` is no frame cache: it holds no `{}`", dir.display(), store::MARK),
+                what: format!("`{}` is no frame cache: it holds no `{}`", dir.display(), KIND.mark),
                 hint: "name the folder of `data.frame_cache`".into(),
             }),
             Err(source) => Err(DataError::io(dir, source)),
@@ -131,7 +134,7 @@ impl FrameCache {
     /// It is no frame cache, or cannot be written to.
     pub fn clear(dir: &Path) -> Result<CacheSurvey, DataError> {
         Self::survey(dir)?;
-        let (entries, bytes) = store::clear(dir).map_err(|source| DataError::io(dir, source))?;
+        let (entries, bytes) = store::clear(KIND, dir).map_err(|source| DataError::io(dir, source))?;
         Ok(CacheSurvey { entries, bytes })
     }
 
@@ -143,7 +146,8 @@ impl FrameCache {
     /// What is known of a video.
     pub(crate) fn facts(&self, content: &Content, limits: &Limits) -> Option<VideoFacts> {
         let key = facts_key(content, limits)?;
-        self.read(&key).and_then(|bytes| self.sound(VideoFacts::from_bytes(&bytes)))
+        let packed = self.read(&key)?;
+        self.sound(payload::unpacked(&packed).and_then(|bytes| VideoFacts::from_bytes(&bytes)))
     }
 
     /// Keeps what was found out about a video.
@@ -156,7 +160,9 @@ impl FrameCache {
     /// The frames of a clip, where they are known.
     pub(crate) fn shots(&self, content: &Content, wanted: &Wanted<'_>) -> Option<Vec<Shot>> {
         let key = shots_key(content, wanted)?;
-        let shots = self.read(&key).and_then(|bytes| self.sound(payload::shots_from_bytes(&bytes)));
+        let shots = self.read(&key).and_then(|packed| {
+            self.sound(payload::unpacked(&packed).and_then(|bytes| payload::shots_from_bytes(&bytes)))
+        });
         let shots = shots.filter(|shots| shots.len() == wanted.indices.len());
         let mut stats = self.stats.lock();
         *(if shots.is_some() { &mut stats.hits } else { &mut stats.misses }) += 1;
@@ -220,7 +226,7 @@ impl FrameCache {
         if self.told.lock().is_read_only || !content.is_unchanged() {
             return None;
         }
-        match self.store.put(key, bytes) {
+        match payload::packed(bytes).and_then(|packed| self.store.put(key, &packed)) {
             Ok(kept) => {
                 if let Kept::Stored(num_bytes) = kept {
                     self.stats.lock().bytes_written += num_bytes;
@@ -247,62 +253,43 @@ impl FrameCache {
 fn facts_key(content: &Content, limits: &Limits) -> Option<Hash> {
     // Without libav the file itself is opened next, and that says what is missing.
     let version = media::video_version().ok()?;
-    Some(Key::new("facts 1").text(&version).bytes(&content.hash).limits(limits).finish())
+    let key = KeyHasher::new("facts 1").text(&version).bytes(&content.hash);
+    Some(with_limits(key, limits).finish())
 }
 
 fn shots_key(content: &Content, wanted: &Wanted<'_>) -> Option<Hash> {
     let version = if wanted.is_video { media::video_version().ok()? } else { media::picture_version() };
-    let mut key = Key::new("frames 1").text(&version).bytes(&content.hash).limits(wanted.limits).text(wanted.shape);
+    let key = KeyHasher::new("frames 1").text(&version).bytes(&content.hash);
+    let mut key = with_limits(key, wanted.limits).text(wanted.shape);
     for index in wanted.indices {
         key = key.bytes(&(*index as u64).to_le_bytes());
     }
     Some(key.finish())
 }
 
-/// The name of an entry: a hash of everything that its content depends on, each part after its length.
-struct Key(blake3::Hasher);
-
-impl Key {
-    fn new(kind: &str) -> Self {
-        Self(blake3::Hasher::new()).text(kind)
-    }
-
-    fn bytes(mut self, part: &[u8]) -> Self {
-        self.0.update(&(part.len() as u64).to_le_bytes()).update(part);
-        self
-    }
-
-    fn text(self, part: &str) -> Self {
-        self.bytes(part.as_bytes())
-    }
-
-    fn limits(self, limits: &Limits) -> Self {
-        // A deadline decides whether there are frames, never which.
-        let Limits {
-            max_pixels,
-            max_frames,
-            max_packets,
-            max_duration_s,
-            max_streams,
-            max_alloc_bytes,
-            max_decoded_bytes,
-            probe_bytes,
-            deadline: _,
-        } = limits;
-        let numbers = [
-            *max_pixels,
-            *max_frames as u64,
-            *max_packets as u64,
-            max_duration_s.to_bits(),
-            *max_streams as u64,
-            *max_alloc_bytes as u64,
-            *max_decoded_bytes,
-            *probe_bytes as u64,
-        ];
-        numbers.iter().fold(self, |key, number| key.bytes(&number.to_le_bytes()))
-    }
-
-    fn finish(self) -> Hash {
-        *self.0.finalize().as_bytes()
-    }
+/// A key that also depends on bounds.
+fn with_limits(key: KeyHasher, limits: &Limits) -> KeyHasher {
+    // A deadline decides whether there are frames, never which.
+    let Limits {
+        max_pixels,
+        max_frames,
+        max_packets,
+        max_duration_s,
+        max_streams,
+        max_alloc_bytes,
+        max_decoded_bytes,
+        probe_bytes,
+        deadline: _,
+    } = limits;
+    let numbers = [
+        *max_pixels,
+        *max_frames as u64,
+        *max_packets as u64,
+        max_duration_s.to_bits(),
+        *max_streams as u64,
+        *max_alloc_bytes as u64,
+        *max_decoded_bytes,
+        *probe_bytes as u64,
+    ];
+    numbers.iter().fold(key, |key, number| key.bytes(&number.to_le_bytes()))
 }

@@ -1,7 +1,28 @@
 //! Owns the bytes inside of an entry: pictures, and what is known of a video before decoding.
 //! It refuses to touch files.
 
+use std::io;
+
 use media::RgbImage;
+
+/// zstd's fastest ordinary level: of frames of films at 336x336, as differences between neighbours, it makes 2.3 to 4.9
+/// times less and is undone at 1.1 to 1.9 GB/s (2 ms for 8 frames); lz4 makes 1.3 to 2.7 times less at 1.6 to 2.2 GB/s,
+/// and level 3 of zstd no less than level 1.
+const LEVEL: i32 = 1;
+
+/// Bytes without what they repeat: their length, and what zstd makes of them.
+pub(super) fn packed(content: &[u8]) -> io::Result<Vec<u8>> {
+    let mut bytes = (content.len() as u64).to_le_bytes().to_vec();
+    bytes.extend(zstd::bulk::compress(content, LEVEL)?);
+    Ok(bytes)
+}
+
+/// The bytes again; `None` for anything that [`packed`] does not write.
+pub(super) fn unpacked(bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = Reader(bytes);
+    let length = usize::try_from(rest.u64()?).ok()?;
+    zstd::bulk::decompress(rest.0, length).ok().filter(|content| content.len() == length)
+}
 
 /// What the choice of frames needs to know of a video.
 #[derive(Debug, Clone, PartialEq)]
@@ -163,6 +184,21 @@ mod tests {
         }
         assert_eq!(shots_from_bytes(&[bytes, vec![0]].concat()), None);
         assert_eq!(shots_from_bytes(&[0xff; 64]), None);
+    }
+
+    #[test]
+    fn what_is_packed_comes_back() {
+        let content: Vec<u8> = (0..5000u32).map(|i| (i / 7) as u8).collect();
+        let bytes = packed(&content).unwrap();
+        assert!(bytes.len() < content.len() / 2);
+        assert_eq!(unpacked(&bytes), Some(content));
+        assert_eq!(unpacked(&packed(&[]).unwrap()), Some(Vec::new()));
+        for cut in [0, 7, 8, bytes.len() - 1] {
+            assert_eq!(unpacked(&bytes[..cut]), None, "{cut}");
+        }
+        let mut other = bytes;
+        other[0] ^= 1;
+        assert_eq!(unpacked(&other), None, "another length");
     }
 
     #[test]

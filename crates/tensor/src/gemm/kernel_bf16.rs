@@ -12,6 +12,8 @@ pub(super) fn best() -> Kernel<Pair> {
     Kernel { mr: MR, nr: NR, max_depth: 512, run: tile }
 }
 
+/// # Safety
+/// Never called: other processors have no bf16 products.
 #[cfg(not(target_arch = "x86_64"))]
 unsafe fn tile(_: usize, _: usize, _: *const Pair, _: *const Pair, _: &Place) {
     unreachable!("no bf16 kernel is chosen on this processor")
