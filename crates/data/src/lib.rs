@@ -35,7 +35,10 @@ pub use error::{DataError, RecordError, RecordFault};
 pub use image::ImageBackend;
 pub use json_index::Fingerprint;
 pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
-pub use loader::{Loader, LoaderOptions, LoaderState, LoaderStats, OnBadMedia, PackEstimate, estimate_packing};
+pub use loader::{
+    BatchOutline, Loader, LoaderOptions, LoaderState, LoaderStats, OnBadMedia, PackEstimate, estimate_packing,
+    largest_batches, measure_records,
+};
 pub use options::{EncodeOptions, OnLong};
 pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField};
 pub use processor::{Processor, TemplateChoice};

@@ -70,6 +70,24 @@ pub(crate) fn best_fit(sizes: &[Option<RecordSize>], room: &Room) -> Vec<Vec<usi
     batches
 }
 
+/// Consecutive records as long as they fit. `None` and what no batch could hold is left out.
+pub(crate) fn in_order(sizes: &[Option<RecordSize>], room: &Room) -> Vec<Vec<usize>> {
+    let mut batches: Vec<Vec<usize>> = Vec::new();
+    let mut taken = Taken::default();
+    for (place, size) in sizes.iter().enumerate() {
+        let Some(size) = size.as_ref().filter(|size| room.holds(**size)) else { continue };
+        match batches.last_mut() {
+            Some(batch) if room.fits(taken, *size) => batch.push(place),
+            _ => {
+                batches.push(vec![place]);
+                taken = Taken::default();
+            }
+        }
+        taken = taken.plus(*size);
+    }
+    batches
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

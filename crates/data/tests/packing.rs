@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use data::{
     Batch, Dataset, EncodeOptions, Format, Ledger, LedgerEvent, Loader, LoaderOptions, LoaderState, OnBadMedia,
-    Processor, Status, estimate_packing, open_dataset,
+    Processor, Status, estimate_packing, largest_batches, open_dataset,
 };
 use serde_json::{Value, json};
 
@@ -372,4 +372,34 @@ fn measured_and_made_sizes_agree() {
         }
     }
     assert!(num_checked >= 20, "{num_checked}");
+}
+
+#[test]
+fn the_largest_batches_are_those_that_a_loader_hands_out() {
+    let dataset = good(41);
+    let grouped =
+        LoaderOptions { batch_size: 3, shuffle: true, seed: 5, group_by_length: Some(6), ..Default::default() };
+    let plain = LoaderOptions { batch_size: 4, shuffle: true, seed: 5, ..Default::default() };
+    let filed = LoaderOptions { batch_size: 4, ..Default::default() };
+    // Record 21 has a picture and most words.
+    let per_picture = largest_batches(&dataset, &processor(), &LoaderOptions::default(), 0..1).unwrap()[0].patches;
+    assert!(per_picture > 0);
+    for (case, options) in [plain, filed, grouped, packed(1), packed(16)].into_iter().enumerate() {
+        let mut loader = Loader::new(dataset.clone(), processor(), options.clone()).unwrap();
+        let handed: Vec<Batch> = [epoch(&mut loader), epoch(&mut loader)].concat();
+        let outlines = largest_batches(&dataset, &processor(), &options, 0..2).unwrap();
+        let patches = |batch: &Batch| batch.num_images as u64 * per_picture;
+        for outline in &outlines {
+            let twin = handed.iter().find(|batch| batch.sample_index == outline.records);
+            let twin = twin.unwrap_or_else(|| panic!("case {case}: no batch {:?}", outline.records));
+            assert_eq!(twin.num_tokens() as u64, outline.tokens);
+        }
+        assert_eq!(outlines[0].tokens, handed.iter().map(|batch| batch.num_tokens() as u64).max().unwrap());
+        // Whatever a patch costs beside a token.
+        for price in [0, 1, 3, 100] {
+            let cost = |tokens: u64, patches: u64| tokens + price * patches;
+            let expected = handed.iter().map(|b| cost(b.num_tokens() as u64, patches(b))).max().unwrap();
+            assert_eq!(outlines.iter().map(|o| cost(o.tokens, o.patches)).max().unwrap(), expected, "case {case}");
+        }
+    }
 }

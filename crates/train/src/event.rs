@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::metrics::StepMetrics;
 use crate::profile::Profile;
 use crate::selection::PartCount;
+use crate::step::Rehearsal;
 
 /// How the data kept up, over the steps of this process.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
@@ -27,7 +28,7 @@ pub struct DataReport {
 pub enum Event<'a> {
     /// A sentence that people should read once.
     Notice(&'a str),
-    /// The records of the training set are measured, to group them by length.
+    /// The records of the training set are measured, to group them by length or to find the largest batch.
     Measuring {
         /// Records in the training set.
         records: u64,
@@ -42,9 +43,11 @@ pub enum Event<'a> {
         num_steps: u64,
         /// Steps done before, by an earlier process.
         steps_done: u64,
-        /// Bytes at the peak of a step with the longest of a few sampled records, as planned from its shapes.
+        /// Bytes at the peak of a step with the largest micro-batch, as planned from its shapes.
         planned_peak_bytes: u64,
     },
+    /// The largest batch of the run went forward and backward without an update (`train.preflight`).
+    Preflight(&'a Rehearsal),
     /// A step is done.
     Step {
         /// What it measured.

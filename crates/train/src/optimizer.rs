@@ -81,6 +81,19 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Room for the state that the first updates will make, as zeros that belong to nobody: what a step without an update holds
+    /// in its place.
+    ///
+    /// # Errors
+    /// Memory for it.
+    pub(crate) fn room(&self) -> Result<Vec<Tensor>> {
+        let missing = self.tensors.iter().zip(&self.states).filter(|(_, state)| state.is_none());
+        missing
+            .flat_map(|(trained, _)| [trained.named.param.shape(), trained.named.param.shape()])
+            .map(|shape| Ok(Tensor::zeros(&shape, DType::F32)?))
+            .collect()
+    }
+
     /// The state as tensors named `m.NAME`, `v.NAME` and, `with_masters`, `master.NAME`: the f32 value of a weight that has
     /// 16 bits on disk.
     pub fn to_tensors(&self, with_masters: bool) -> Vec<OutTensor<'static>> {

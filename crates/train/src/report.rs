@@ -12,6 +12,7 @@ use tensor::{DType, Gradients, Tape, memory};
 
 use crate::error::Result;
 use crate::forecast::{Forecast, MemoryEstimate, changes, forecast, too_large};
+use crate::largest::largest_micro_batches;
 use crate::plan::Plan;
 use crate::profile::machine_peak;
 use crate::selection::{PartCount, check_adapter, select};
@@ -49,7 +50,8 @@ pub struct PlanReport {
     pub tokens: TokenEstimate,
     /// How full batches are, estimated, where they are filled by tokens.
     pub packing: Option<PackEstimate>,
-    /// Memory of a step with the longest sampled records, planned from its shapes.
+    /// Memory of a step with the largest micro-batch, planned from its shapes: the largest of all with `train.preflight`, else
+    /// one of the longest of a sample.
     pub memory: MemoryEstimate,
     /// Time, estimated.
     pub time: TimeEstimate,
@@ -60,11 +62,11 @@ pub struct PlanReport {
 /// What else to find out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct ReportOptions {
-    /// Run one forward and backward pass over a micro-batch of the longest sampled records, without an update.
+    /// Run one forward and backward pass over the largest micro-batch, without an update.
     pub measure: bool,
 }
 
-/// One real forward and backward pass over a micro-batch of the longest sampled records; no weight changes.
+/// One real forward and backward pass over the largest micro-batch; no weight changes.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Measured {
     /// Input tokens of the micro-batch.
@@ -140,9 +142,9 @@ pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     let sample = sample_for_report(&data)?;
     let packing = estimate_packing(&data.dataset, &data.processor, &data.options);
     let tokens = estimate_tokens(plan, &data, &sample, packing.as_ref());
-    let memory = check_memory(plan, &model_dir, &sample)?;
+    let (memory, largest) = check_memory(plan, &model_dir, &data)?;
     let measured = match options.measure {
-        true => Some(measure(plan, &model_dir, &longest_window(plan, &sample))?),
+        true => Some(measure(plan, &model_dir, &largest)?),
         false => None,
     };
     let mean = plan_step(plan, &model_dir, &mean_window(plan, &sample))?;
@@ -193,10 +195,7 @@ impl RecordSize {
 }
 
 /// Records spread evenly over the training set, encoded.
-pub(crate) fn sample_records(
-    data: &DataSide,
-    most: u64,
-) -> impl Iterator<Item = std::result::Result<Encoded, data::DataError>> {
+fn sample_records(data: &DataSide, most: u64) -> impl Iterator<Item = std::result::Result<Encoded, data::DataError>> {
     let num_records = data.dataset.len();
     let num_sampled = most.min(num_records);
     let options = EncodeOptions { skip_frame_cache: true, ..data.options.encode.clone() };
@@ -247,19 +246,8 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Op
     }
 }
 
-/// A micro-batch made of the longest sampled records, repeated where the sample is smaller than the batch.
-fn longest_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
-    let mut longest: Vec<&Encoded> = sample.iter().collect();
-    longest.sort_by_key(|record| std::cmp::Reverse(record.ids.len()));
-    let num_records = match plan.data.pack_tokens {
-        None => plan.train.per_device_train_batch_size,
-        Some(tokens) => longest.first().map_or(0, |record| (tokens / record.ids.len().max(1)).max(1)),
-    };
-    longest.into_iter().cycle().take(if sample.is_empty() { 0 } else { num_records }).collect()
-}
-
 /// A micro-batch of records near the mean length.
-fn mean_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
+fn mean_window(plan: &Plan, sample: &[Encoded]) -> Vec<Encoded> {
     let mut nearest: Vec<&Encoded> = sample.iter().filter(|record| record.num_supervised() > 0).collect();
     let mean = sample.iter().map(|record| record.ids.len()).sum::<usize>() / sample.len().max(1);
     nearest.sort_by_key(|record| record.ids.len().abs_diff(mean));
@@ -267,14 +255,14 @@ fn mean_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
         None => plan.train.per_device_train_batch_size,
         Some(tokens) => (tokens / mean.max(1)).max(1),
     };
-    nearest.into_iter().take(1).cycle().take(if sample.is_empty() { 0 } else { num_records }).collect()
+    nearest.into_iter().take(1).cycle().take(if sample.is_empty() { 0 } else { num_records }).cloned().collect()
 }
 
 /// One forward and backward pass, without an update.
-fn measure(plan: &Plan, model_dir: &Path, window: &[&Encoded]) -> Result<Measured> {
+fn measure(plan: &Plan, model_dir: &Path, records: &[Encoded]) -> Result<Measured> {
     let mut model = load_model(plan, model_dir)?;
     select(plan, &mut model)?;
-    let batch = collate(&window.iter().map(|record| (*record).clone()).collect::<Vec<_>>())?;
+    let batch = collate(records)?;
     let supervised = batch.num_supervised().max(1) as f32;
     memory::reset_peak();
     let start = Instant::now();
@@ -321,12 +309,12 @@ struct Planned {
 }
 
 /// Plans a step over as many micro-batches of these records as change its peak: with accumulation, two.
-fn plan_step(plan: &Plan, model_dir: &Path, records: &[&Encoded]) -> Result<Planned> {
+fn plan_step(plan: &Plan, model_dir: &Path, records: &[Encoded]) -> Result<Planned> {
     if records.iter().all(|record| record.num_supervised() == 0) {
         // Nothing could be encoded; the run will say why.
         return Ok(Planned { forecast: Forecast::default(), compute: DType::F32 });
     }
-    let batch = collate(&records.iter().map(|record| (*record).clone()).collect::<Vec<_>>())?;
+    let batch = collate(records)?;
     let window = vec![batch; plan.train.gradient_accumulation_steps.min(2)];
     let mut compute = DType::F32;
     let build = || {
@@ -340,23 +328,34 @@ fn plan_step(plan: &Plan, model_dir: &Path, records: &[&Encoded]) -> Result<Plan
     Ok(Planned { forecast, compute })
 }
 
-/// What the largest sampled micro-batch needs; an error with the cheapest change of the plan that fits, where the machine has
-/// no room for it.
+/// What the largest micro-batch needs ([`largest_micro_batches`]), and its records; an error with the cheapest change of the
+/// plan that fits, where the machine has no room for it.
 ///
 /// # Errors
 /// As [`plan_report`].
-pub(crate) fn check_memory(plan: &Plan, model_dir: &Path, sample: &[Encoded]) -> Result<MemoryEstimate> {
-    let memory = plan_step(plan, model_dir, &longest_window(plan, sample))?.forecast.memory;
+pub(crate) fn check_memory(plan: &Plan, model_dir: &Path, data: &DataSide) -> Result<(MemoryEstimate, Vec<Encoded>)> {
+    let (memory, records) = plan_largest(plan, model_dir, data)?;
     if memory.fits() {
-        return Ok(memory);
+        return Ok((memory, records));
     }
     for change in changes(plan) {
         let data = open_data(&change.plan, model_dir, None)?;
-        let sample: Vec<Encoded> = sample_records(&data, sample.len() as u64).flatten().collect();
-        let smaller = plan_step(&change.plan, model_dir, &longest_window(&change.plan, &sample))?.forecast.memory;
+        let (smaller, _) = plan_largest(&change.plan, model_dir, &data)?;
         if smaller.fits() {
             return Err(too_large(&memory, Some((&change, smaller.resident))));
         }
     }
     Err(too_large(&memory, None))
+}
+
+/// Plans the largest micro-batch; of several candidates the one that needs most.
+fn plan_largest(plan: &Plan, model_dir: &Path, data: &DataSide) -> Result<(MemoryEstimate, Vec<Encoded>)> {
+    let mut largest: Option<(MemoryEstimate, Vec<Encoded>)> = None;
+    for records in largest_micro_batches(plan, data)? {
+        let memory = plan_step(plan, model_dir, &records)?.forecast.memory;
+        if largest.as_ref().is_none_or(|(other, _)| memory.resident > other.resident) {
+            largest = Some((memory, records));
+        }
+    }
+    Ok(largest.unwrap_or_default())
 }

@@ -82,9 +82,10 @@ pub fn run(
     let _lock = lock(&output_dir)?;
     checkpoint::sweep(&output_dir)?;
     let profiler = plan.train.profile.then(|| Profiler::new(&plan.train, &output_dir));
-    let (job, trainer) = prepare(plan)?;
+    let (job, trainer) = prepare(plan, on_event)?;
     checkpoint::write_json(&output_dir.join("plan.json"), &plan.to_json())?;
     let mut run = Run::new(plan, job, trainer, stop, on_event, start)?;
+    run.preflight()?;
     run.measure_with(profiler)?;
     let result = run.train();
     // Also after a failure: the ledger says which records were used before it.
@@ -244,6 +245,17 @@ impl<'a> Run<'a> {
             tokens_before,
             data_report: DataReport::default(),
         })
+    }
+
+    /// The largest batch forward and backward once, where the plan asks for it; nothing changes by it.
+    fn preflight(&mut self) -> Result<()> {
+        if let Some(batch) = self.job.largest.take().filter(|batch| batch.num_supervised() > 0) {
+            // A second micro-batch has the gradients of the first beside it; a third needs no more.
+            let rehearsal = self.trainer.rehearse(&batch, self.plan.train.gradient_accumulation_steps.min(2))?;
+            (self.on_event)(&Event::Preflight(&rehearsal));
+            self.started = Instant::now();
+        }
+        Ok(())
     }
 
     /// Everything is loaded: measurements begin where the plan asks for them.

@@ -5,17 +5,18 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use data::{Dataset, FrameCache, Loader, LoaderOptions, LoaderState, Processor};
+use data::{Batch, Dataset, FrameCache, Loader, LoaderOptions, LoaderState, Processor, collate};
 use models::{LoadOptions, Model};
 use tensor::DType;
 
 use crate::checkpoint;
 use crate::error::{Result, TrainError};
 use crate::evaluate::EvalSet;
+use crate::event::Event;
 use crate::export::ModelKind;
 use crate::features::FeatureCache;
 use crate::plan::{Plan, Strategy, WeightDtype};
-use crate::report::{check_memory, sample_records};
+use crate::report::check_memory;
 use crate::schedule::{Schedule, StepCount};
 use crate::selection::{Selection, check_adapter, select};
 use crate::step::Trainer;
@@ -32,8 +33,10 @@ pub(crate) struct Job {
     pub(crate) selection: Selection,
     pub(crate) kind: ModelKind,
     pub(crate) base_files: BTreeMap<String, u64>,
-    /// Bytes at the peak of a step with the longest of a few sampled records, as planned.
+    /// Bytes at the peak of a step with the largest micro-batch, as planned.
     pub(crate) planned_peak: u64,
+    /// With `train.preflight`: that micro-batch.
+    pub(crate) largest: Option<Batch>,
 }
 
 /// Opens the data of a plan.
@@ -46,17 +49,16 @@ pub(crate) struct DataSide {
     pub(crate) schedule: Schedule,
 }
 
-/// Records whose longest decides whether a run has room.
-const PLANNED_RECORDS: u64 = 4;
-
 /// Loads everything; the trainer stands at step 0.
-pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
+pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Result<(Job, Trainer)> {
     let model_dir = resolve_model_dir(plan)?;
     let cache = plan.data.open_frame_cache()?;
     let side = open_data(plan, &model_dir, cache.clone())?;
-    // Records that cannot be encoded are the run's business, each in its place.
-    let sample: Vec<data::Encoded> = sample_records(&side, PLANNED_RECORDS).flatten().collect();
-    let forecast = check_memory(plan, &model_dir, &sample)?;
+    if plan.train.preflight {
+        on_event(&Event::Measuring { records: side.dataset.len() });
+    }
+    let (forecast, largest) = check_memory(plan, &model_dir, &side)?;
+    let largest = if plan.train.preflight { Some(collate(&largest)?) } else { None };
     let DataSide { processor, dataset, options, eval, count, schedule } = side;
     let mut base_dirs: Vec<&Path> = vec![&model_dir];
     base_dirs.extend(plan.model.adapter.as_deref());
@@ -71,8 +73,20 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     };
     let trainer = Trainer::new(plan, model, &selection, schedule).with_feature_cache(features);
     let planned_peak = forecast.total;
-    let job =
-        Job { model_dir, processor, dataset, options, cache, eval, count, selection, kind, base_files, planned_peak };
+    let job = Job {
+        model_dir,
+        processor,
+        dataset,
+        options,
+        cache,
+        eval,
+        count,
+        selection,
+        kind,
+        base_files,
+        planned_peak,
+        largest,
+    };
     Ok((job, trainer))
 }
 

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use data::Batch;
 use models::{LossWeights, Model};
+use serde::Serialize;
 use tensor::{Gradients, Tape, memory, profile};
 
 use crate::error::{Result, TrainError, first_few};
@@ -15,6 +16,7 @@ use crate::features::FeatureCache;
 use crate::optimizer::{Optimizer, clip_factor};
 use crate::plan::Plan;
 use crate::presence::Presence;
+use crate::profile::resident_bytes;
 use crate::schedule::Schedule;
 use crate::selection::{Selection, TrainedTensor};
 
@@ -38,6 +40,34 @@ struct Settings {
     clip_norm: Option<f64>,
     recompute: bool,
     learning_rate: f64,
+}
+
+/// What the passes over a window measured.
+#[derive(Debug, Default)]
+struct Pass {
+    /// Sum over the supervised tokens.
+    loss_sum: f64,
+    forward_time: f64,
+    backward_time: f64,
+}
+
+/// What a step without an update measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Rehearsal {
+    /// Records.
+    pub samples: u64,
+    /// Input tokens.
+    pub input_tokens: u64,
+    /// Pictures.
+    pub frames: u64,
+    /// Mean negative log-likelihood of the supervised tokens.
+    pub loss: f64,
+    /// Seconds, forward and backward.
+    pub seconds: f64,
+    /// Largest number of bytes that the engine's buffers held, the optimizer's state included.
+    pub peak_memory_bytes: u64,
+    /// Resident bytes of the process, where the system says.
+    pub resident_memory_bytes: Option<u64>,
 }
 
 /// What one step measured.
@@ -127,32 +157,7 @@ impl Trainer {
             return Err(TrainError::NothingSupervised { step, records: record_ids(window) });
         }
         let (flops, recomputed) = (profile::flops(), profile::recomputed_flops());
-        self.gradients.clear();
-        let weights = LossWeights::Uniform((1.0 / supervised as f64) as f32);
-        let (mut loss_sum, mut forward_time, mut backward_time) = (0.0, 0.0, 0.0);
-        for (micro, batch) in window.iter().enumerate().filter(|(_, batch)| batch.num_supervised() > 0) {
-            let start = Instant::now();
-            let tape = Tape::record().with_rng(micro_seed(self.settings.seed, micro as u64), self.step);
-            let span = profile::span("upload");
-            let input = match &mut self.features {
-                Some(cache) => cache.upload(&self.model, batch)?,
-                None => infer::upload(batch)?,
-            };
-            drop(span);
-            let span = profile::span("forward");
-            let out = self.model.loss(&tape, &input, &batch.labels, &weights, self.settings.recompute)?;
-            loss_sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
-            drop(span);
-            let forward_end = Instant::now();
-            memory::mark("forward", micro);
-            // A micro-batch that no trainable tensor takes part in, such as text alone under `projector`, counts in the loss.
-            if out.loss.requires_grad() {
-                let _span = profile::span("backward");
-                tape.backward(&out.loss, &mut self.gradients)?;
-            }
-            forward_time += (forward_end - start).as_secs_f64();
-            backward_time += forward_end.elapsed().as_secs_f64();
-        }
+        let Pass { loss_sum, forward_time, backward_time } = self.pass(window, supervised, true)?;
         let start = Instant::now();
         let loss = loss_sum / supervised as f64;
         let span = profile::span("norm");
@@ -188,6 +193,69 @@ impl Trainer {
             optimizer_time: start.elapsed().as_secs_f64(),
             never_reached,
         })
+    }
+
+    /// All micro-batches forward and backward; the gradients are left for whoever called.
+    fn pass(&mut self, window: &[Batch], supervised: usize, with_features: bool) -> Result<Pass> {
+        self.gradients.clear();
+        let weights = LossWeights::Uniform((1.0 / supervised as f64) as f32);
+        let mut pass = Pass::default();
+        for (micro, batch) in window.iter().enumerate().filter(|(_, batch)| batch.num_supervised() > 0) {
+            let start = Instant::now();
+            let tape = Tape::record().with_rng(micro_seed(self.settings.seed, micro as u64), self.step);
+            let span = profile::span("upload");
+            let input = match &mut self.features {
+                Some(cache) if with_features => cache.upload(&self.model, batch)?,
+                _ => infer::upload(batch)?,
+            };
+            drop(span);
+            let span = profile::span("forward");
+            let out = self.model.loss(&tape, &input, &batch.labels, &weights, self.settings.recompute)?;
+            pass.loss_sum += out.nll.iter().map(|nll| f64::from(*nll)).sum::<f64>();
+            drop(span);
+            let forward_end = Instant::now();
+            memory::mark("forward", micro);
+            // A micro-batch that no trainable tensor takes part in, such as text alone under `projector`, counts in the loss.
+            if out.loss.requires_grad() {
+                let _span = profile::span("backward");
+                tape.backward(&out.loss, &mut self.gradients)?;
+            }
+            pass.forward_time += (forward_end - start).as_secs_f64();
+            pass.backward_time += forward_end.elapsed().as_secs_f64();
+        }
+        Ok(pass)
+    }
+
+    /// Goes over a batch as a step does, `num_micro` times as gradients are accumulated, with the memory that the optimizer's state
+    /// takes, and changes nothing.
+    ///
+    /// # Errors
+    /// As [`Trainer::train_step`], the watch apart.
+    pub fn rehearse(&mut self, batch: &Batch, num_micro: usize) -> Result<Rehearsal> {
+        let window = &vec![batch.clone(); num_micro];
+        let supervised = num_micro * batch.num_supervised();
+        if supervised == 0 {
+            return Err(TrainError::NothingSupervised { step: self.step + 1, records: record_ids(window) });
+        }
+        memory::reset_peak();
+        let start = Instant::now();
+        let room = self.optimizer.room()?;
+        let pass = self.pass(window, supervised, false)?;
+        let grad_norm = self.gradients.global_norm();
+        let loss = pass.loss_sum / supervised as f64;
+        let rehearsal = Rehearsal {
+            samples: batch.num_samples() as u64,
+            input_tokens: batch.num_tokens() as u64,
+            frames: batch.num_images as u64,
+            loss,
+            seconds: start.elapsed().as_secs_f64(),
+            peak_memory_bytes: memory::stats().peak_bytes as u64,
+            resident_memory_bytes: resident_bytes(),
+        };
+        self.check_finite(self.step + 1, loss, grad_norm, window)?;
+        self.gradients.clear();
+        drop(room);
+        Ok(rehearsal)
     }
 
     /// The verdict of the watch for a run that ended before its last watched step; `None` where it was given already.

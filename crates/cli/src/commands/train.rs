@@ -77,7 +77,7 @@ pub fn show(event: &Event<'_>, console: &Console) {
         Event::Notice(text) => console.message(crate::console::Level::Warning, text, None),
         Event::Measuring { records } => {
             console.event("measuring", json!({"records": records}), || {
-                Some(format!("measuring {records} records, to put those of like length side by side"))
+                Some(format!("measuring {records} records, without decoding"))
             });
         }
         Event::Data(report) => {
@@ -96,6 +96,19 @@ pub fn show(event: &Event<'_>, console: &Console) {
                 Some(format!(
                     "{}{records} records, {num_steps} steps{resumed}, {planned} planned at the peak of a step",
                     part_table(parts)
+                ))
+            });
+        }
+        Event::Preflight(rehearsal) => {
+            let fields = serde_json::to_value(rehearsal).unwrap_or_default();
+            console.event("preflight", fields, || {
+                Some(format!(
+                    "preflight: the largest batch ({} records, {} tokens, {} pictures) went forward and backward in {}, {} at the peak",
+                    rehearsal.samples,
+                    rehearsal.input_tokens,
+                    rehearsal.frames,
+                    duration(rehearsal.seconds),
+                    bytes(rehearsal.peak_memory_bytes)
                 ))
             });
         }

@@ -1,4 +1,5 @@
-//! Owns the course of an epoch: which record comes when, and where a batch ends. It refuses to make records.
+//! Owns the course of an epoch: which record comes when, and where a batch ends. It refuses to make records, and to measure
+//! them.
 //!
 //! Records stand at positions, in an order of the epoch. They are handed out by places: place and position are the same
 //! unless records are packed by best fit. Then as many positions as a window has are measured first, packed as a whole,
@@ -6,14 +7,12 @@
 
 use std::collections::BTreeMap;
 
-use super::measure::{measure_all, print_of};
+use super::measure::print_of;
 use super::{LoaderOptions, LoaderState};
 use crate::batch::RecordSize;
-use crate::dataset::Dataset;
 use crate::error::DataError;
 use crate::order::{Order, Sequence, grouped};
-use crate::pack::{Room, best_fit};
-use crate::processor::Processor;
+use crate::pack::{Room, best_fit, in_order};
 
 /// How places become batches.
 #[derive(Debug, Clone, Copy)]
@@ -27,7 +26,8 @@ pub(super) enum Cut {
 }
 
 impl Cut {
-    fn of(options: &LoaderOptions) -> Self {
+    /// What the options ask for.
+    pub fn of(options: &LoaderOptions) -> Self {
         let room = |tokens| Room { tokens, patches: options.pack_patches };
         match options.pack_tokens {
             None => Self::Records(options.batch_size as u64),
@@ -35,6 +35,32 @@ impl Cut {
             Some(tokens) => Self::Windows { len: options.pack_window, room: room(tokens) },
         }
     }
+
+    /// The batches of records with these sizes, from the first position of an epoch, as positions. What has no size, or is
+    /// larger than a batch, is left out.
+    pub fn batches(&self, sizes: &[Option<RecordSize>]) -> Vec<Vec<usize>> {
+        match self {
+            Self::Records(count) => {
+                chunked(sizes, *count, |part| vec![(0..part.len()).filter(|&at| part[at].is_some()).collect()])
+            }
+            Self::InOrder(room) => in_order(sizes, room),
+            Self::Windows { len, room } => chunked(sizes, *len, |part| best_fit(part, room)),
+        }
+    }
+}
+
+/// The batches of chunks of `len` records, each chunk for itself.
+fn chunked(
+    sizes: &[Option<RecordSize>],
+    len: u64,
+    batches: impl Fn(&[Option<RecordSize>]) -> Vec<Vec<usize>>,
+) -> Vec<Vec<usize>> {
+    let mut all = Vec::new();
+    for (number, chunk) in sizes.chunks(len as usize).enumerate() {
+        let start = number * len as usize;
+        all.extend(batches(chunk).into_iter().map(|batch| batch.iter().map(|at| start + at).collect::<Vec<_>>()));
+    }
+    all
 }
 
 /// The order of epochs, and the present one.
@@ -52,20 +78,19 @@ pub(super) struct Course {
 }
 
 impl Course {
-    /// The course of the epoch of `state`.
+    /// The course of the epoch of `state`. `measure` gives the size of every record in file order, and is asked where records
+    /// are grouped by length.
     ///
     /// # Errors
     /// The sizes of the records are not those behind `state`.
     pub fn new(
-        dataset: &Dataset,
-        processor: &Processor,
         options: &LoaderOptions,
         state: &LoaderState,
+        measure: impl FnOnce() -> Vec<Option<RecordSize>>,
     ) -> Result<Self, DataError> {
         let grouping = options.group_by_length.map(|step| {
-            let sizes = measure_all(dataset, processor, options);
             // What cannot be measured is met at its turn, with the reason.
-            (sizes.iter().map(|size| size.map_or(0, |size| size.tokens)).collect::<Vec<_>>(), step)
+            (measure().iter().map(|size| size.map_or(0, |size| size.tokens)).collect::<Vec<_>>(), step)
         });
         let lengths_print = grouping.as_ref().map(|(lengths, _)| print_of(lengths.iter().map(|&l| u64::from(l))));
         if let (Some(then), Some(now)) = (state.sizes, lengths_print)
@@ -77,7 +102,7 @@ impl Course {
             cut: Cut::of(options),
             shuffle: options.shuffle,
             seed: options.seed,
-            num_records: dataset.len(),
+            num_records: state.num_records,
             grouping,
             lengths_print,
             sequence: Sequence::Plain(Order::File),

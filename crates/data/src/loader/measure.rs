@@ -8,11 +8,12 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::LoaderOptions;
+use super::course::Cut;
 use crate::batch::RecordSize;
 use crate::dataset::Dataset;
 use crate::error::{DataError, RecordError};
 use crate::order::{Order, mix};
-use crate::pack::{Room, Taken, best_fit};
+use crate::pack::Room;
 use crate::processor::Processor;
 use crate::record::Origin;
 
@@ -41,7 +42,7 @@ pub fn estimate_packing(dataset: &Dataset, processor: &Processor, options: &Load
     let sizes = measure_many(num_sampled, options.workers, |position| {
         measure_one(dataset, processor, options, order.record(position)).ok().filter(|size| room.holds(*size))
     });
-    let batches = if options.pack_window > 1 { best_fit(&sizes, &room) } else { in_order(&sizes, &room) };
+    let batches = Cut::of(options).batches(&sizes);
     let known: Vec<RecordSize> = batches.iter().flatten().filter_map(|&place| sizes[place]).collect();
     let sum: u64 = known.iter().map(|size| u64::from(size.tokens)).sum();
     let room = batches.len() as f64 * tokens as f64;
@@ -52,22 +53,16 @@ pub fn estimate_packing(dataset: &Dataset, processor: &Processor, options: &Load
     })
 }
 
-/// Consecutive records as long as they fit.
-fn in_order(sizes: &[Option<RecordSize>], room: &Room) -> Vec<Vec<usize>> {
-    let mut batches: Vec<Vec<usize>> = Vec::new();
-    let mut taken = Taken::default();
-    for (place, size) in sizes.iter().enumerate() {
-        let Some(size) = size else { continue };
-        match batches.last_mut() {
-            Some(batch) if room.fits(taken, *size) => batch.push(place),
-            _ => {
-                batches.push(vec![place]);
-                taken = Taken::default();
-            }
-        }
-        taken = taken.plus(*size);
-    }
-    batches
+/// Sizes of some records, by index, found without decoding a video; `None` for what cannot be measured.
+pub fn measure_records(
+    dataset: &Dataset,
+    processor: &Processor,
+    options: &LoaderOptions,
+    indices: &[u64],
+) -> Vec<Option<RecordSize>> {
+    measure_many(indices.len() as u64, options.workers, |at| {
+        measure_one(dataset, processor, options, indices[at as usize]).ok()
+    })
 }
 
 /// The size of every record in file order; `None` for what cannot be measured.

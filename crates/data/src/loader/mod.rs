@@ -4,6 +4,7 @@
 
 mod course;
 mod measure;
+mod outline;
 mod shelf;
 
 use std::collections::BTreeMap;
@@ -19,9 +20,11 @@ use crate::ledger::LedgerEvent;
 use crate::options::EncodeOptions;
 use crate::processor::Processor;
 use course::{Course, Cut};
+use measure::measure_all;
 use shelf::Shared;
 
-pub use measure::{PackEstimate, estimate_packing};
+pub use measure::{PackEstimate, estimate_packing, measure_records};
+pub use outline::{BatchOutline, largest_batches};
 
 /// What to do with a record whose media or content is bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -101,6 +104,14 @@ pub struct LoaderState {
     pub sizes: Option<u64>,
 }
 
+impl LoaderState {
+    /// Before the first record of the first epoch.
+    fn begin(dataset: &Dataset, options: &LoaderOptions) -> Self {
+        let (seed, num_records) = (options.seed, dataset.len());
+        Self { epoch: 0, cursor: 0, skipped: BTreeMap::new(), seed, num_records, sizes: None }
+    }
+}
+
 /// What a loader handed out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LoaderStats {
@@ -137,14 +148,7 @@ impl Loader {
     /// # Errors
     /// The dataset is empty, or options contradict each other.
     pub fn new(dataset: Arc<Dataset>, processor: Arc<Processor>, options: LoaderOptions) -> Result<Self, DataError> {
-        let state = LoaderState {
-            epoch: 0,
-            cursor: 0,
-            skipped: BTreeMap::new(),
-            seed: options.seed,
-            num_records: dataset.len(),
-            sizes: None,
-        };
+        let state = LoaderState::begin(&dataset, &options);
         Self::from_state(dataset, processor, options, state)
     }
 
@@ -160,7 +164,7 @@ impl Loader {
     ) -> Result<Self, DataError> {
         check(&dataset, &options, &state)?;
         let workers = options.workers;
-        let course = Course::new(&dataset, &processor, &options, &state)?;
+        let course = Course::new(&options, &state, || measure_all(&dataset, &processor, &options))?;
         let shared = Arc::new(Shared::new(dataset, processor, options, course, state.clone()));
         let threads = Vec::with_capacity(workers);
         let mut loader = Self { shared, threads, state, failed: Vec::new(), stats: LoaderStats::default() };

@@ -209,6 +209,9 @@ section! {
         gradient_checkpointing: bool = false => free;
         /// Memory that the run may take, such as `16GB`; otherwise what the machine has free. A plan that needs more is refused.
         memory_limit: Option<ByteSize> = None => free;
+        /// Measure all records first, without decoding, and run the largest batch of the run forward and backward once before the first
+        /// step, without an update: what does not fit fails at once. `vidtune plan` then plans that batch instead of a sampled one.
+        preflight: bool = false => free;
         /// Steps between two reports (the reference's default is 500; `metrics.jsonl` holds every step regardless).
         logging_steps: u64 = 10 => free;
         /// When a checkpoint is written besides the last step's; `save_steps` given means `steps`.

@@ -398,3 +398,46 @@ fn two_processes_do_not_share_a_folder() {
         "{error}"
     );
 }
+
+/// Expected: the batches that the run without a preflight takes, and its bits.
+#[test]
+fn a_preflight_goes_over_the_largest_batch_and_changes_nothing() {
+    let place = Place::new(FIXTURE);
+    for (name, extra) in
+        [("batches", "data.shuffle=true"), ("grouped", "data.group_by_length=true"), ("packed", "data.pack_tokens=120")]
+    {
+        let run = |name: &str, preflight: bool| {
+            let train = format!(
+                "max_steps: 6, learning_rate: 1e-3, preflight: {preflight}, logging_steps: 1{}",
+                if extra.contains("pack_tokens") { "" } else { ", per_device_train_batch_size: 3" }
+            );
+            let overrides = [extra];
+            let plan = place.plan(name, "kind: lora, lora: {r: 4, lora_dropout: 0.1}", &train, &overrides);
+            let mut rehearsals = Vec::new();
+            let stop = std::sync::atomic::AtomicBool::new(false);
+            train::run(&plan, &Resume::Never, &stop, &mut |event: &Event<'_>| {
+                if let Event::Preflight(rehearsal) = event {
+                    rehearsals.push((*rehearsal).clone());
+                }
+            })
+            .unwrap_or_else(|error| panic!("{error}"));
+            let metrics = read_metrics(&place.path(name).join("metrics.jsonl")).unwrap();
+            let weights = std::fs::read(place.path(name).join("final_model/adapter_model.safetensors")).unwrap();
+            (rehearsals, metrics, weights)
+        };
+        let (none, plain, weights) = run(&format!("{name}-plain"), false);
+        let (rehearsals, metrics, same_weights) = run(&format!("{name}-preflight"), true);
+        assert!(none.is_empty() && rehearsals.len() == 1, "{name}");
+        assert!(weights == same_weights, "{name}: the preflight changed the weights");
+        assert_eq!(
+            plain.iter().map(|m| m.loss).collect::<Vec<_>>(),
+            metrics.iter().map(|m| m.loss).collect::<Vec<_>>()
+        );
+        // Six steps are at least one pass over the records.
+        let largest = plain.iter().map(|m| m.input_tokens).max().unwrap();
+        let first_epoch = plain.iter().take_while(|m| m.epoch <= 1.0).map(|m| m.input_tokens).max().unwrap();
+        let found = rehearsals[0].input_tokens;
+        assert!((first_epoch..=largest.max(first_epoch)).contains(&found), "{name}: {found} of {largest}");
+        assert!(rehearsals[0].loss > 1.0 && rehearsals[0].peak_memory_bytes > 0 && rehearsals[0].frames > 0, "{name}");
+    }
+}

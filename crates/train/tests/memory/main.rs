@@ -84,6 +84,10 @@ fn check(config: &ModelConfig, kind: MethodKind, dtype: DType, recompute: bool, 
     let mut model = random(config.clone(), 1, dtype).unwrap();
     let selection = select(&plan, &mut model).unwrap();
     let mut trainer = Trainer::new(&plan, model, &selection, Schedule::new(&plan, 3).unwrap());
+    // Before the first step: it holds what the second will, and leaves nothing.
+    let weights = memory::stats().current_bytes;
+    let rehearsal = trainer.rehearse(&window[0], 1).unwrap();
+    assert_eq!(memory::stats().current_bytes, weights);
     trainer.train_step(&window).unwrap();
     // The first step makes the optimizer's state; the second one has all of it beside its activations.
     memory::reset_peak();
@@ -98,6 +102,8 @@ fn check(config: &ModelConfig, kind: MethodKind, dtype: DType, recompute: bool, 
         counted / 1e6
     );
     assert!((0.95..1.05).contains(&ratio), "{case}: planned {estimate:?}, counted {counted}, ratio {ratio:.3}");
+    let rehearsed = (rehearsal.peak_memory_bytes as f64 - before as f64) / counted;
+    assert!((0.95..1.05).contains(&rehearsed), "{case}: the rehearsal took {rehearsed:.3} of a step's peak");
     assert_eq!(planned.flops, outcome.flops, "{case}");
     let trains_decoder = kind != MethodKind::Projector;
     let kept: Vec<u64> = estimate.blocks.iter().filter(|b| b.name == "llm.layers").map(|b| b.bytes).collect();
