@@ -4,6 +4,7 @@
 use std::ops::Range;
 
 use media::RgbImage;
+use serde::Serialize;
 
 use crate::error::DataError;
 
@@ -21,6 +22,41 @@ pub struct FrameInfo {
     pub seconds: f64,
 }
 
+/// What a part of the text stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VisualKind {
+    /// One still picture, or one frame of a clip that stands for itself.
+    #[default]
+    Image,
+    /// A clip whose frames the model takes together.
+    Video,
+}
+
+/// One image or clip as the model takes it, in the order of the text.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Visual {
+    /// Image or clip.
+    pub kind: VisualKind,
+    /// Patches along time (or pictures, where each passes the tower by itself), height and width: `[t, h, w]`.
+    pub grid: [usize; 3],
+    /// Tokens of the text that it takes.
+    pub num_tokens: usize,
+    /// Height and width before anything was done to it, where the model needs them; else zeros.
+    pub source_size: [usize; 2],
+    /// Presentation times of its frames in seconds; 0 for a still picture.
+    pub seconds: Vec<f64>,
+    /// Seconds from one temporal patch to the next, as the family's processor counts them; 0 for a still picture.
+    pub seconds_per_grid: f64,
+}
+
+impl Visual {
+    /// Patches that a vision tower computes on.
+    pub fn num_patches(&self) -> usize {
+        self.grid.iter().product()
+    }
+}
+
 /// One record as the model sees it.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Encoded {
@@ -36,18 +72,17 @@ pub struct Encoded {
     pub text: String,
     /// Byte ranges of `text` that are supervised, end-of-turn tokens included.
     pub spans: Vec<Range<usize>>,
-    /// Normalised pictures, `[num_images, C, H, W]` row-major.
+    /// Normalised values, row-major: rows of `pixel_shape`.
     pub pixels: Vec<f32>,
     /// Number of pictures (frames count one each).
     pub num_images: usize,
-    /// `[C, H, W]` of every picture; zeros when there is none.
-    pub image_shape: [usize; 3],
+    /// Shape of a row of `pixels`: `[C, H, W]` where rows are pictures, `[values]` where they are patches; empty when there
+    /// is none.
+    pub pixel_shape: Vec<usize>,
     /// Rows of `ids` that take picture features, in picture order.
     pub image_rows: Vec<u32>,
-    /// For each picture its feature grid `[t, h, w]`.
-    pub grids: Vec<[usize; 3]>,
-    /// For each picture the presentation times of its frames.
-    pub frame_seconds: Vec<Vec<f64>>,
+    /// Images and clips in the order of the text.
+    pub visuals: Vec<Visual>,
     /// For each picture where it came from.
     pub frames: Vec<FrameInfo>,
     /// What was done to make the record fit, for the ledger and the preview (for example fewer frames).
@@ -62,7 +97,7 @@ impl Encoded {
 
     /// Patches of all its pictures: what a vision tower computes on.
     pub fn num_patches(&self) -> usize {
-        self.grids.iter().map(|grid| grid.iter().product::<usize>()).sum()
+        self.visuals.iter().map(Visual::num_patches).sum()
     }
 
     /// Tokens and patches.
@@ -113,18 +148,16 @@ pub struct Batch {
     pub positions: Vec<u32>,
     /// Where records start and end: `n + 1` cumulative lengths.
     pub cu_seqlens: Vec<usize>,
-    /// Pictures `[num_images, C, H, W]`.
+    /// Normalised values: rows of `pixel_shape`.
     pub pixels: Vec<f32>,
-    /// Number of pictures.
+    /// Number of pictures (frames count one each).
     pub num_images: usize,
-    /// `[C, H, W]`, the same for all pictures; zeros when there is none.
-    pub image_shape: [usize; 3],
+    /// Shape of a row of `pixels`, the same for all: `[C, H, W]` of a picture, or `[values]` of a patch; empty when there is none.
+    pub pixel_shape: Vec<usize>,
     /// Rows of `ids` that take picture features, in picture order.
     pub image_rows: Vec<u32>,
-    /// For each picture its feature grid `[t, h, w]`.
-    pub grids: Vec<[usize; 3]>,
-    /// For each picture the presentation times of its frames.
-    pub frame_seconds: Vec<Vec<f64>>,
+    /// Images and clips in the order of the text.
+    pub visuals: Vec<Visual>,
     /// Ids of the records.
     pub sample_ids: Vec<String>,
     /// Positions of the records in their dataset.
@@ -191,14 +224,14 @@ impl Batch {
     fn append(&mut self, s: &Encoded) -> Result<(), DataError> {
         let base = self.ids.len() as u32;
         if s.num_images > 0 {
-            if self.num_images > 0 && self.image_shape != s.image_shape {
+            if self.num_images > 0 && self.pixel_shape != s.pixel_shape {
                 return Err(DataError::PictureShapes {
                     id: s.id.clone(),
-                    expected: self.image_shape,
-                    found: s.image_shape,
+                    expected: self.pixel_shape.clone(),
+                    found: s.pixel_shape.clone(),
                 });
             }
-            self.image_shape = s.image_shape;
+            self.pixel_shape.clone_from(&s.pixel_shape);
         }
         self.ids.extend_from_slice(&s.ids);
         self.labels.extend_from_slice(&s.labels);
@@ -206,8 +239,7 @@ impl Batch {
         self.cu_seqlens.push(self.ids.len());
         self.num_images += s.num_images;
         self.image_rows.extend(s.image_rows.iter().map(|r| r + base));
-        self.grids.extend_from_slice(&s.grids);
-        self.frame_seconds.extend_from_slice(&s.frame_seconds);
+        self.visuals.extend_from_slice(&s.visuals);
         self.sample_ids.push(s.id.clone());
         self.sample_index.push(s.index);
         Ok(())

@@ -6,7 +6,7 @@ use std::ops::Range;
 use media::RgbImage;
 use serde_json::{Value, json};
 
-use crate::batch::{Encoded, IGNORE, Prepared, RecordSize};
+use crate::batch::{Encoded, IGNORE, Prepared, RecordSize, Visual};
 use crate::cache::FrameCache;
 use crate::clips::Clips;
 use crate::error::{DataError, RecordError};
@@ -85,17 +85,21 @@ impl Processor {
         if let Some((settings, tokens)) = &self.image {
             for (picture, info) in clips.load(sample, options, settings, self.cache_for(options))? {
                 let (height, width) = (picture.height as usize, picture.width as usize);
-                let shape = [3, height, width];
-                if encoded.num_images > 0 && encoded.image_shape != shape {
+                let shape = vec![3, height, width];
+                if encoded.num_images > 0 && encoded.pixel_shape != shape {
                     return Err(record_error(sample, "picture_shapes", "the pictures have different shapes")
-                        .expected(format!("{:?}", encoded.image_shape), format!("{shape:?}"))
+                        .expected(format!("{:?}", encoded.pixel_shape), format!("{shape:?}"))
                         .hint("set `do_center_crop` or a fixed `size` in `preprocessor_config.json`")
                         .into());
                 }
-                encoded.image_shape = shape;
+                encoded.pixel_shape = shape;
                 encoded.num_images += 1;
-                encoded.grids.push([1, height / tokens.patch, width / tokens.patch]);
-                encoded.frame_seconds.push(vec![info.seconds]);
+                encoded.visuals.push(Visual {
+                    grid: [1, height / tokens.patch, width / tokens.patch],
+                    num_tokens: tokens.count(height, width),
+                    seconds: vec![info.seconds],
+                    ..Visual::default()
+                });
                 encoded.frames.push(info);
                 counts.push(tokens.count(height, width));
                 pictures.push(picture);

@@ -208,10 +208,10 @@ pub enum DataError {
     PictureShapes {
         /// The record.
         id: String,
-        /// `[C, H, W]` of the batch.
-        expected: [usize; 3],
-        /// `[C, H, W]` of the record.
-        found: [usize; 3],
+        /// `pixel_shape` of the batch.
+        expected: Vec<usize>,
+        /// `pixel_shape` of the record.
+        found: Vec<usize>,
     },
     /// Something that must not happen, met while a record was made.
     #[error("{what}; hint: this is a fault of the program, please report it with the record")]

@@ -28,7 +28,7 @@ mod record;
 mod template;
 mod tokenizer;
 
-pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, collate};
+pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, Visual, VisualKind, collate};
 pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};

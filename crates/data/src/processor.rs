@@ -181,10 +181,9 @@ impl Processor {
 
     /// The pictures of an encoded record with the normalisation undone: exactly the bytes that were normalised.
     pub fn pictures(&self, encoded: &Encoded) -> Vec<RgbImage> {
-        let [_, height, width] = encoded.image_shape;
-        let size = 3 * height * width;
-        match &self.image {
-            Some((settings, _)) if size > 0 => {
+        match (&self.image, encoded.pixel_shape.as_slice()) {
+            (Some((settings, _)), &[channels, height, width]) => {
+                let size = channels * height * width;
                 encoded.pixels.chunks_exact(size).map(|values| settings.undo(values, height, width)).collect()
             }
             _ => Vec::new(),

@@ -62,11 +62,11 @@ fn frames_of_a_video_stand_at_its_place_with_their_times() {
     let sample = question(vec![video(None), Part::Text("What?".into())]);
     let encoded = processor.encode(&sample, &num_frames(4)).unwrap();
     assert_eq!(frames(&encoded), (0..4).map(|i| i * total / 4).collect::<Vec<_>>());
-    assert_eq!((encoded.num_images, encoded.image_shape), (4, [3, 16, 16]));
+    assert_eq!((encoded.num_images, encoded.pixel_shape.clone()), (4, vec![3, 16, 16]));
     assert_eq!(encoded.text.matches("<image>").count(), 4);
     assert_eq!(encoded.image_rows.len(), 4 * 4);
-    assert_eq!(encoded.grids, vec![[1, 2, 2]; 4]);
-    let times: Vec<f64> = encoded.frame_seconds.concat();
+    assert_eq!(encoded.visuals.iter().map(|v| (v.grid, v.num_tokens)).collect::<Vec<_>>(), [([1, 2, 2], 4); 4]);
+    let times: Vec<f64> = encoded.visuals.iter().flat_map(|v| v.seconds.clone()).collect();
     assert!((times[1] - frames(&encoded)[1] as f64 / 30.0).abs() < 1e-6, "{times:?}");
     // The pictures are the frames: each equals the picture made from a decoded frame alone.
     let index = media::index_video(&clip(), &media::Limits::default()).unwrap();
@@ -154,7 +154,7 @@ fn lists_and_folders_of_frames() {
     let list = MediaRef { fps: Some(2.0), ..MediaRef::new(MediaKind::Video, MediaSource::Files(files.clone())) };
     let all = processor.encode(&question(vec![Part::Media(list.clone())]), &EncodeOptions::default()).unwrap();
     assert_eq!(frames(&all), [0, 1, 2, 3, 4]);
-    assert_eq!(all.frame_seconds.concat(), [0.0, 0.5, 1.0, 1.5, 2.0]);
+    assert_eq!(all.visuals.iter().flat_map(|v| v.seconds.clone()).collect::<Vec<_>>(), [0.0, 0.5, 1.0, 1.5, 2.0]);
     let fewer = processor.encode(&question(vec![Part::Media(list)]), &num_frames(2)).unwrap();
     assert_eq!(frames(&fewer), [0, 2]);
     let dir = tempfile::tempdir().unwrap();

@@ -40,12 +40,12 @@ fn check(name: &str) {
             let sample = Sample::new("x", vec![question, Turn::text(Role::Assistant, "yes")]);
             let encoded = loaded.encode(&sample, &EncodeOptions::default()).unwrap();
             let want = expected.get(&format!("{name}.{picture}")).unwrap();
-            assert_eq!(want.shape.to_vec(), encoded.image_shape, "{name} ({form}), picture {picture}");
+            assert_eq!(want.shape.to_vec(), encoded.pixel_shape, "{name} ({form}), picture {picture}");
             let values: Vec<f32> =
                 want.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
             let differing = values.iter().zip(&encoded.pixels).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
             assert_eq!(differing, 0, "values of {name} ({form}), picture {picture}");
-            let [_, height, width] = encoded.image_shape;
+            let [height, width] = [encoded.pixel_shape[1], encoded.pixel_shape[2]];
             assert_eq!(encoded.image_rows.len(), (height / 8) * (width / 8));
         }
     }

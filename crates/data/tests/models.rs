@@ -55,7 +55,7 @@ fn check(name: &str) {
         match f32s(&expected, &format!("sample{index}.pixel_values")) {
             None => assert_eq!(encoded.num_images, 0, "pictures of {place}"),
             Some((shape, values)) => {
-                let [c, h, w] = encoded.image_shape;
+                let &[c, h, w] = encoded.pixel_shape.as_slice() else { panic!("{:?}", encoded.pixel_shape) };
                 assert_eq!(shape, [encoded.num_images, c, h, w], "shape of {place}");
                 let differing = values.iter().zip(&encoded.pixels).filter(|(a, b)| a.to_bits() != b.to_bits()).count();
                 assert_eq!(differing, 0, "pixel values of {place}");

@@ -1,16 +1,16 @@
 //! From host batches to model inputs. Owns no batching.
 
 use crate::error::Result;
-use data::{Batch, Encoded, collate};
-use models::ModelInput;
+use data::{Batch, Encoded, VisualKind, collate};
+use models::{ModelInput, Visual};
 use tensor::Tensor;
 
 /// Moves a packed batch to where the model computes.
 pub fn upload(batch: &Batch) -> Result<ModelInput> {
-    let [c, h, w] = batch.image_shape;
-    let pixels = match batch.num_images {
-        0 => None,
-        n => Some(Tensor::from_f32(&batch.pixels, &[n, c, h, w])?),
+    let row: usize = batch.pixel_shape.iter().product();
+    let pixels = match batch.pixels.len().checked_div(row) {
+        None | Some(0) => None,
+        Some(rows) => Some(Tensor::from_f32(&batch.pixels, &[&[rows], batch.pixel_shape.as_slice()].concat())?),
     };
     Ok(ModelInput { pixels, ..upload_with_states(batch, None) })
 }
@@ -24,6 +24,16 @@ pub fn upload_with_states(batch: &Batch, tower_states: Option<Tensor>) -> ModelI
         pixels: None,
         tower_states,
         image_rows: batch.image_rows.clone(),
+        visuals: batch.visuals.iter().map(visual).collect(),
+    }
+}
+
+fn visual(of: &data::Visual) -> Visual {
+    Visual {
+        is_video: of.kind == VisualKind::Video,
+        grid: of.grid,
+        source_size: of.source_size,
+        seconds_per_grid: of.seconds_per_grid,
     }
 }
 

@@ -292,7 +292,7 @@ fn answer(
 
 /// Puts the pictures of every clip in a random order that depends on the seed and the record's position.
 fn shuffle_frames(encoded: &mut Encoded, seed: u64) {
-    let size: usize = encoded.image_shape.iter().product();
+    let size: usize = encoded.pixel_shape.iter().product();
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(encoded.index);
     let mut order: Vec<usize> = (0..encoded.num_images).collect();

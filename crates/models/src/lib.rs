@@ -17,5 +17,5 @@ pub use config::{FAMILIES, LlavaConfig, ModelConfig};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};
-pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, load, random, shift_targets};
+pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, Visual, load, random, shift_targets};
 pub use weights::{LoadReport, NamedParam, Part};

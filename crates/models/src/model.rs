@@ -18,8 +18,21 @@ use tensor::{DType, LossOutput, Tape, Tensor, Var, profile};
 /// Target of a token that is not supervised.
 pub const IGNORE: i32 = -100;
 
+/// One image or clip of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Visual {
+    /// Whether its frames are taken together.
+    pub is_video: bool,
+    /// Patches along time (or pictures, where each passes the tower by itself), height and width.
+    pub grid: [usize; 3],
+    /// Height and width before anything was done to it, where the family needs them.
+    pub source_size: [usize; 2],
+    /// Seconds from one temporal patch to the next; 0 for an image.
+    pub seconds_per_grid: f64,
+}
+
 /// One packed batch on its way into a model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ModelInput {
     /// Token ids of all samples, one after the other.
     pub ids: Vec<u32>,
@@ -27,12 +40,14 @@ pub struct ModelInput {
     pub positions: Vec<u32>,
     /// Boundaries of the samples: first 0, last the number of tokens.
     pub cu_seqlens: Arc<[usize]>,
-    /// Pixels `[images, channels, side, side]`, f32, normalised.
+    /// Pixels, f32, normalised: `[images, channels, side, side]`, or rows of patches where the family takes these.
     pub pixels: Option<Tensor>,
     /// What [`Model::tower_states`] gave for the pictures before, in place of their pixels.
     pub tower_states: Option<Tensor>,
     /// Rows of `ids` that take image features, image after image.
     pub image_rows: Vec<u32>,
+    /// The images and clips, in the order of the text; families of one picture size do not look at them.
+    pub visuals: Vec<Visual>,
 }
 
 /// The weight of each token's negative log-likelihood in the loss.

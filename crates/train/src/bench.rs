@@ -203,8 +203,8 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
             batch.image_rows.extend(rows.map(|row| row as u32));
         }
         batch.num_images = images_each * options.batch;
-        batch.image_shape = [llava.vision.num_channels, llava.vision.image_size, llava.vision.image_size];
-        let num_values = batch.num_images * batch.image_shape.iter().product::<usize>();
+        batch.pixel_shape = vec![llava.vision.num_channels, llava.vision.image_size, llava.vision.image_size];
+        let num_values = batch.num_images * batch.pixel_shape.iter().product::<usize>();
         batch.pixels = (0..num_values).map(|_| random.next() as f32 / u64::MAX as f32 * 2.0 - 1.0).collect();
     }
     batch.ids = ids;

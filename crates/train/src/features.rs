@@ -133,9 +133,8 @@ impl FeatureCache {
         self.stats.hits += known.len() as u64;
         self.stats.misses += wanted.len() as u64;
         if !wanted.is_empty() {
-            let [c, h, w] = batch.image_shape;
             let pixels: Vec<f32> = wanted.iter().flat_map(|(_, picture)| picture.iter().copied()).collect();
-            let pixels = Tensor::from_f32(&pixels, &[wanted.len(), c, h, w])?;
+            let pixels = Tensor::from_f32(&pixels, &[&[wanted.len()], batch.pixel_shape.as_slice()].concat())?;
             let states = model.tower_states(&Tape::inference(), &pixels)?.into_value();
             self.check_form(&states, wanted.len())?;
             let bytes = states.to_bytes();
@@ -168,10 +167,9 @@ impl FeatureCache {
     }
 
     fn key_of(&self, batch: &Batch, picture: &[f32]) -> Hash {
-        let shape = batch.image_shape.map(|side| side as u64);
         let bytes: Vec<u8> = picture.iter().flat_map(|value| value.to_le_bytes()).collect();
-        shape
-            .iter()
+        let sides = batch.pixel_shape.iter().map(|&side| side as u64);
+        sides
             .fold(KeyHasher::new("picture").bytes(&self.tower), |key, side| key.bytes(&side.to_le_bytes()))
             .bytes(&bytes)
             .finish()

@@ -45,7 +45,7 @@ pub fn run(args: &PreviewArgs, console: &Console) -> Result<ExitCode> {
     let encoded = processor.encode(&sample, &options)?;
     if let Some(out) = &args.out {
         let frames = frames(&encoded, &read_scale(processor.dir())?);
-        let width = (encoded.image_shape[2] as u32).clamp(112, 336);
+        let width = (frames.first().map_or(112, |frame| frame.image.width)).clamp(112, 336);
         match media::contact_sheet(&frames, COLUMNS.min(frames.len() as u32), width) {
             Some(sheet) => output::write(Some(out), &media::encode_png(&sheet)?)?,
             None => console.warning("the record has no picture: no contact sheet was written"),
@@ -73,7 +73,7 @@ fn facts(encoded: &Encoded) -> Value {
         "input_tokens": encoded.ids.len(),
         "supervised_tokens": encoded.num_supervised(),
         "pictures": encoded.num_images,
-        "image_shape": encoded.image_shape,
+        "pixel_shape": encoded.pixel_shape,
         "frames": frames,
         "ids": encoded.ids,
         "labels": encoded.labels,
@@ -86,9 +86,12 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
     for note in &encoded.notes {
         let _ = writeln!(text, "note: {note}");
     }
-    let [_, height, width] = encoded.image_shape;
     if encoded.num_images > 0 {
-        let _ = writeln!(text, "{} pictures of {width}x{height}:", encoded.num_images);
+        let size = match encoded.pixel_shape.as_slice() {
+            [_, height, width] => format!(" of {width}x{height}"),
+            _ => String::new(),
+        };
+        let _ = writeln!(text, "{} pictures{size}:", encoded.num_images);
         for clip in encoded.frames.chunk_by(|a, b| a.media == b.media) {
             let times: Vec<String> = clip.iter().map(|f| format!("{} ({:.2} s)", f.index, f.seconds)).collect();
             let _ = writeln!(text, "  medium {}: frames {}", clip[0].media, times.join(", "));
@@ -155,11 +158,10 @@ fn read_scale(dir: &Path) -> Result<Scale> {
 
 /// The pictures of a record with the normalisation undone, with their numbers and times.
 fn frames(encoded: &Encoded, scale: &Scale) -> Vec<Frame> {
-    let [channels, height, width] = encoded.image_shape;
-    let plane = height * width;
-    if channels != 3 || plane == 0 {
+    let &[3, height, width] = encoded.pixel_shape.as_slice() else {
         return Vec::new();
-    }
+    };
+    let plane = height * width;
     let picture = |values: &[f32]| {
         let byte = |pixel: usize, channel: usize| {
             let value = values[channel * plane + pixel] * scale.std[channel] + scale.mean[channel];
@@ -192,7 +194,7 @@ mod tests {
         let pixels = (0..3).flat_map(|channel| bytes.iter().map(move |b| (channel, *b))).map(|(c, b)| value(b, c));
         let encoded = Encoded {
             pixels: pixels.collect(),
-            image_shape: [3, 16, 16],
+            pixel_shape: vec![3, 16, 16],
             num_images: 1,
             frames: vec![data::FrameInfo { media: 0, index: 7, seconds: 0.5 }],
             ..Encoded::default()

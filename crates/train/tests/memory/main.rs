@@ -42,7 +42,7 @@ fn batch(config: &ModelConfig, text: usize) -> Batch {
         cu_seqlens: vec![0, total],
         pixels,
         num_images: IMAGES,
-        image_shape: [3, side, side],
+        pixel_shape: vec![3, side, side],
         image_rows,
         sample_ids: vec!["0".to_owned()],
         sample_index: vec![0],

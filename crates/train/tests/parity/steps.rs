@@ -75,7 +75,7 @@ fn batch(samples: &[&Sample], numbers: &[u64], image_token: u32) -> Batch {
         cu_seqlens: input.cu_seqlens.to_vec(),
         pixels: input.pixels.map_or_else(Vec::new, |p| p.to_vec_f32().unwrap()),
         num_images: shape[0],
-        image_shape: [shape[1], shape[2], shape[3]],
+        pixel_shape: shape[1..].to_vec(),
         image_rows: input.image_rows,
         sample_ids: numbers.iter().map(|n| format!("sample{n}")).collect(),
         sample_index: numbers.to_vec(),

@@ -45,7 +45,7 @@ pub fn encoded_samples(folder: &str) -> Vec<Encoded> {
         };
         if let Some(pixels) = file.get(&format!("sample{i}.pixel_values")) {
             sample.num_images = pixels.shape[0];
-            sample.image_shape = [pixels.shape[1], pixels.shape[2], pixels.shape[3]];
+            sample.pixel_shape = pixels.shape[1..].to_vec();
             sample.pixels = pixels.data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
         }
         samples.push(sample);
