@@ -13,6 +13,43 @@ use tensor::{Activation, AttentionSpec, DType, Mask, Param, RopeTable, Tape, Ten
 /// How a block's attention is carried out: given `qkv_t(nd+2kd)` of layer `usize`, queries and keys rotated.
 pub type Attend<'a> = dyn Fn(&Tape, usize, &Var) -> tensor::Result<Var> + 'a;
 
+/// Positions of the tokens at hand, for the rotation of queries and keys.
+#[derive(Debug, Clone, Copy)]
+pub enum Positions<'a> {
+    /// One number a token.
+    One(&'a [u32]),
+    /// Time, height and width of each token (M-RoPE).
+    Three(&'a [[u32; 3]]),
+}
+
+/// The same with its numbers.
+#[derive(Debug, Clone)]
+pub enum OwnedPositions {
+    /// One number a token.
+    One(Vec<u32>),
+    /// Time, height and width of each token.
+    Three(Vec<[u32; 3]>),
+}
+
+impl OwnedPositions {
+    /// A view of them.
+    pub fn view(&self) -> Positions<'_> {
+        match self {
+            OwnedPositions::One(positions) => Positions::One(positions),
+            OwnedPositions::Three(positions) => Positions::Three(positions),
+        }
+    }
+
+    /// For each sequence the position of the token that comes after it.
+    pub fn next(&self, cu_seqlens: &[usize]) -> Vec<u32> {
+        let largest = |range: std::ops::Range<usize>| match self {
+            OwnedPositions::One(positions) => positions[range].iter().copied().max(),
+            OwnedPositions::Three(positions) => positions[range].iter().flatten().copied().max(),
+        };
+        cu_seqlens.windows(2).map(|bounds| largest(bounds[0]..bounds[1]).map_or(0, |p| p + 1)).collect()
+    }
+}
+
 /// One pre-norm block.
 #[derive(Clone)]
 pub struct DecoderLayer {
@@ -131,12 +168,23 @@ impl Decoder {
     }
 
     /// Cos and sin of the given positions.
-    pub fn rope_table(&self, positions: &[u32]) -> Result<RopeTable> {
-        let half = self.inverse_frequencies.len();
-        let angles: Vec<f32> =
-            positions.iter().flat_map(|&p| self.inverse_frequencies.iter().map(move |f| p as f32 * f)).collect();
+    pub fn rope_table(&self, positions: &Positions<'_>) -> Result<RopeTable> {
+        let frequencies = &self.inverse_frequencies;
+        let (count, angles): (usize, Vec<f32>) = match positions {
+            Positions::One(positions) => (
+                positions.len(),
+                positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect(),
+            ),
+            Positions::Three(positions) => {
+                let axes = self.config.rope.axes();
+                let of = |p: &[u32; 3]| {
+                    frequencies.iter().zip(&axes).map(|(f, &axis)| p[axis] as f32 * f).collect::<Vec<_>>()
+                };
+                (positions.len(), positions.iter().flat_map(of).collect())
+            }
+        };
         Ok(RopeTable::from_angles(
-            &Tensor::from_f32(&angles, &[positions.len(), half])?,
+            &Tensor::from_f32(&angles, &[count, frequencies.len()])?,
             self.config.rope.attention_factor(),
         )?)
     }
@@ -165,7 +213,7 @@ impl Decoder {
         &self,
         t: &Tape,
         x: Var,
-        positions: &[u32],
+        positions: &Positions<'_>,
         cu_seqlens: Arc<[usize]>,
         recompute: bool,
     ) -> Result<Var> {
@@ -189,7 +237,7 @@ impl Decoder {
     }
 
     /// As [`Decoder::forward`] with the caller's own attention (a key/value cache).
-    pub fn forward_with(&self, t: &Tape, x: Var, positions: &[u32], attend: &Attend<'_>) -> Result<Var> {
+    pub fn forward_with(&self, t: &Tape, x: Var, positions: &Positions<'_>, attend: &Attend<'_>) -> Result<Var> {
         let rope = self.rope_table(positions)?;
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {

@@ -1,5 +1,6 @@
 //! Incremental decoding with a key/value cache: prefill of packed prompts, then one token a sequence. Owns no sampling.
 
+use crate::decoder::Positions;
 use crate::error::{ModelError, Result};
 use crate::model::{Model, ModelInput};
 use crate::weights::{NamedParam, Part};
@@ -10,6 +11,8 @@ use tensor::{CachedRows, RowBuffer, Tape, Tensor, Var, attention_cached};
 pub struct KvCache {
     layers: Vec<RefCell<Vec<(RowBuffer, RowBuffer)>>>,
     lengths: Vec<usize>,
+    /// Position of each sequence's next token, which is not its length where pictures have positions of their own.
+    next: Vec<u32>,
 }
 
 impl KvCache {
@@ -33,7 +36,11 @@ impl Model {
         let width = self.decoder.config.num_kv_heads * self.decoder.config.head_dim;
         let rows = || RowBuffer::new(width, self.decoder.compute);
         let layer = || RefCell::new((0..batch).map(|_| (rows(), rows())).collect());
-        KvCache { layers: self.decoder.layers.iter().map(|_| layer()).collect(), lengths: vec![0; batch] }
+        KvCache {
+            layers: self.decoder.layers.iter().map(|_| layer()).collect(),
+            lengths: vec![0; batch],
+            next: vec![0; batch],
+        }
     }
 
     /// Runs packed prompts, one for each sequence of an empty cache; returns the logits after each prompt's last token,
@@ -60,7 +67,9 @@ impl Model {
             }
             t.self_attention(qkv, &spec)
         };
-        let hidden = self.decoder.forward_with(&t, x, &input.positions, &attend)?;
+        let positions = self.positions(input)?;
+        let hidden = self.decoder.forward_with(&t, x, &positions.view(), &attend)?;
+        cache.next = positions.next(&input.cu_seqlens);
         for (length, bounds) in cache.lengths.iter_mut().zip(input.cu_seqlens.windows(2)) {
             if bounds[1] == bounds[0] {
                 return Err(ModelError::Input("an empty prompt has no last token".into()));
@@ -80,7 +89,7 @@ impl Model {
         }
         let t = Tape::decoding();
         let ids: Vec<u32> = tokens.iter().map(|&(_, id)| id).collect();
-        let positions: Vec<u32> = tokens.iter().map(|&(s, _)| cache.lengths[s] as u32).collect();
+        let positions: Vec<u32> = tokens.iter().map(|&(s, _)| cache.next[s]).collect();
         let x = t.embedding(&ids, &self.decoder.embed_tokens)?;
         let spec = self.decoder.attention_spec([0, tokens.len()].into());
         let [q_width, kv_width] = self.decoder.qkv_widths();
@@ -99,9 +108,10 @@ impl Model {
                 .collect();
             Ok(t.constant(attention_cached(qkv.value(), &rows, &spec)?))
         };
-        let hidden = self.decoder.forward_with(&t, x, &positions, &attend)?;
+        let hidden = self.decoder.forward_with(&t, x, &Positions::One(&positions), &attend)?;
         for &(s, _) in tokens {
             cache.lengths[s] += 1;
+            cache.next[s] += 1;
         }
         Ok(self.decoder.lm_head.forward_wide(&t, &hidden)?.into_value())
     }

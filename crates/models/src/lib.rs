@@ -8,12 +8,13 @@ pub mod generate;
 pub mod linear;
 pub mod lora;
 pub mod model;
+mod mrope;
 pub mod names;
 pub mod save;
-pub mod vit;
+pub mod vision;
 pub mod weights;
 
-pub use config::{FAMILIES, LlavaConfig, ModelConfig};
+pub use config::{FAMILIES, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};

@@ -1,19 +1,20 @@
 //! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
 //! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
 //!
-//! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
+//! Source: `LlavaForConditionalGeneration`, `Qwen2VLForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of
+//! `transformers`.
 
-use crate::config::{FeatureSelect, LlavaConfig, ModelConfig};
-use crate::decoder::Decoder;
+use crate::config::ModelConfig;
+use crate::decoder::{Decoder, OwnedPositions};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
-use crate::names::{PROJECTOR_PREFIX, TEXT_PREFIX};
-use crate::vit::VisionTower;
-use crate::weights::{Builder, LoadReport, NamedParam, Part};
+use crate::names::TEXT_PREFIX;
+use crate::vision::{self, VisionSide};
+use crate::weights::{Builder, LoadReport, NamedParam};
 use std::path::Path;
 use std::sync::Arc;
-use tensor::{DType, LossOutput, Tape, Tensor, Var, profile};
+use tensor::{DType, LossOutput, Tape, Tensor, Var};
 
 /// Target of a token that is not supervised.
 pub const IGNORE: i32 = -100;
@@ -67,21 +68,6 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
 }
 
-/// The two layers between tower and decoder.
-pub struct Projector {
-    pub(crate) linear_1: Linear,
-    pub(crate) linear_2: Linear,
-}
-
-/// The parts that LLaVA adds to a decoder.
-pub struct VisionSide {
-    pub(crate) config: LlavaConfig,
-    pub(crate) tower: VisionTower,
-    pub(crate) projector: Projector,
-    /// The dtype of activations; features go to the decoder's residual stream in f32.
-    pub(crate) compute: DType,
-}
-
 /// A model ready to run.
 pub struct Model {
     pub(crate) config: ModelConfig,
@@ -97,7 +83,7 @@ pub struct Model {
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
     let config = ModelConfig::load(dir)?;
     let checkpoint = hub::Checkpoint::open(dir)?;
-    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.llava.is_none())?;
+    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.vision.is_none())?;
     let (vision, decoder) = build(&mut builder, &config)?;
     let (params, report) = builder.finish()?;
     let absent = report.absent_unreached.clone();
@@ -113,46 +99,9 @@ pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
 }
 
 fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide>, Decoder)> {
-    let Some(llava) = &config.llava else {
-        return Ok((None, Decoder::build(b, "", &config.text)?));
-    };
-    let depth = llava.feature_layers.iter().copied().max().unwrap_or(0);
-    let tower = VisionTower::build(b, &llava.vision, depth)?;
-    let width = llava.vision.hidden_size * llava.feature_layers.len();
-    let (hidden, bias) = (config.text.hidden_size, llava.projector_bias);
-    let projector = Projector {
-        linear_1: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_1"), width, hidden, bias, Part::Projector)?,
-        linear_2: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_2"), hidden, hidden, bias, Part::Projector)?,
-    };
-    let decoder = Decoder::build(b, TEXT_PREFIX, &config.text)?;
-    Ok((Some(VisionSide { config: llava.clone(), tower, projector, compute: b.compute() }), decoder))
-}
-
-impl VisionSide {
-    /// Pixels `[m, c, side, side]` to what the projector takes: the selected states side by side, `[(m tokens), width]`,
-    /// in the dtype of activations.
-    fn states(&self, t: &Tape, pixels: &Tensor, recompute: bool) -> Result<Var> {
-        let _span = profile::span("tower");
-        let c = &self.config;
-        let mut states = self.tower.forward(t, pixels, &c.feature_layers, recompute)?;
-        if c.select == FeatureSelect::DropFirst {
-            let tokens = c.vision.num_positions();
-            let rows: Vec<u32> =
-                (0..pixels.shape()[0] * tokens).filter(|r| r % tokens != 0).map(|r| r as u32).collect();
-            states = states.iter().map(|s| t.gather_rows(s, &rows)).collect::<tensor::Result<_>>()?;
-        }
-        let joined = match states.len() {
-            1 => states.remove(0),
-            _ => t.concat_cols(&states)?,
-        };
-        Ok(t.cast(&joined, self.compute)?)
-    }
-
-    /// What the tower gave, projected to `[(m tokens), hidden]`.
-    fn project(&self, t: &Tape, joined: &Var) -> Result<Var> {
-        let inner = t.activation(&self.projector.linear_1.forward(t, joined)?, self.config.projector_activation)?;
-        Ok(self.projector.linear_2.forward_wide(t, &inner)?)
-    }
+    let vision = VisionSide::build(b, config)?;
+    let prefix = if vision.is_some() { TEXT_PREFIX } else { "" };
+    Ok((vision, Decoder::build(b, prefix, &config.text)?))
 }
 
 impl Model {
@@ -172,19 +121,21 @@ impl Model {
         self.params.iter().chain(adapter).cloned().collect()
     }
 
-    /// Projected image features `[(images tokens), hidden]` of pixels `[images, channels, side, side]`.
-    pub fn image_features(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
-        match &self.vision {
-            Some(side) => side.project(t, &side.states(t, pixels, false)?),
-            None => Err(self.takes_no_images()),
+    /// What stands in the rows of the images and clips of an input, `[tokens, hidden]`.
+    pub fn image_features(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
+        match (&self.vision, &input.pixels) {
+            (Some(side), Some(pixels)) => side.features(t, pixels, &input.visuals, false),
+            (Some(_), None) => Err(ModelError::Input("no pixels".to_owned())),
+            (None, _) => Err(self.takes_no_images()),
         }
     }
 
     /// What the tower makes of pixels `[images, channels, side, side]` and the projector takes,
-    /// `[(images tokens), width]` in the dtype of activations. A picture's rows do not depend on its neighbours.
+    /// `[(images tokens), width]` in the dtype of activations. A picture's rows do not depend on its neighbours. Families whose
+    /// pictures have no common size refuse.
     pub fn tower_states(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
         match &self.vision {
-            Some(side) => side.states(t, pixels, false),
+            Some(side) => side.one_size(&self.config)?.states(t, pixels, false),
             None => Err(self.takes_no_images()),
         }
     }
@@ -212,8 +163,8 @@ impl Model {
             (None, None, _) if num_rows == 0 => return Ok(x),
             (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
             (_, _, None) => return Err(self.takes_no_images()),
-            (Some(pixels), None, Some(side)) => side.project(t, &side.states(t, pixels, recompute)?)?,
-            (None, Some(states), Some(side)) => side.project(t, &t.constant(states.clone()))?,
+            (Some(pixels), None, Some(side)) => side.features(t, pixels, &input.visuals, recompute)?,
+            (None, Some(states), Some(side)) => side.one_size(&self.config)?.project(t, &t.constant(states.clone()))?,
             (Some(_), Some(_), Some(_)) => {
                 return Err(ModelError::Input("pixels beside the tower's states of the same pictures".to_owned()));
             }
@@ -229,7 +180,16 @@ impl Model {
 
     fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
         let x = self.embed(t, input, recompute)?;
-        self.decoder.forward(t, x, &input.positions, input.cu_seqlens.clone(), recompute)
+        let positions = self.positions(input)?;
+        self.decoder.forward(t, x, &positions.view(), input.cu_seqlens.clone(), recompute)
+    }
+
+    /// The positions that the decoder sees.
+    pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
+        Ok(match vision::positions(&self.config, input)? {
+            Some(three) => OwnedPositions::Three(three),
+            None => OwnedPositions::One(input.positions.clone()),
+        })
     }
 
     /// Logits of every token, `[t, vocab]`.
@@ -269,8 +229,7 @@ impl Model {
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = Vec::new();
         if let Some(side) = &mut self.vision {
-            all.extend(side.tower.linears_mut());
-            all.extend([&mut side.projector.linear_1, &mut side.projector.linear_2]);
+            all.extend(side.linears_mut());
         }
         for layer in &mut self.decoder.layers {
             all.extend(Arc::make_mut(layer).linears_mut());

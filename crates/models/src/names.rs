@@ -2,12 +2,14 @@
 //! (`language_model.model.layers…`, `vision_tower.vision_model.encoder…`); transformers 5 has other names in memory
 //! (`model.language_model.layers…`), which PEFT adapters speak of.
 
-use crate::weights::Part;
+use crate::config::VisionKind;
 
 /// Prefix of the decoder in a LLaVA checkpoint; text-only checkpoints have none.
 pub const TEXT_PREFIX: &str = "language_model.";
 /// Prefix of the tower.
 pub const VISION_PREFIX: &str = "vision_tower.vision_model.";
+/// Prefix of a tower for pictures of any size.
+pub const NATIVE_PREFIX: &str = "visual.";
 /// Prefix of the projector.
 pub const PROJECTOR_PREFIX: &str = "multi_modal_projector.";
 
@@ -32,6 +34,13 @@ pub fn canonical_tensor(name: &str, text_only: bool) -> String {
     if inner.starts_with("lm_head") {
         return format!("{TEXT_PREFIX}{inner}");
     }
+    if inner.starts_with(NATIVE_PREFIX) {
+        return inner.to_owned();
+    }
+    // Qwen2-VL's files name the decoder as if it were alone.
+    if inner != name && ["layers.", "embed_tokens", "norm"].iter().any(|part| inner.starts_with(part)) {
+        return format!("{TEXT_PREFIX}{name}");
+    }
     name.to_owned()
 }
 
@@ -46,20 +55,17 @@ pub fn in_memory(canonical: &str) -> String {
     if let Some(rest) = canonical.strip_prefix(VISION_PREFIX) {
         return format!("model.vision_tower.{rest}");
     }
-    if canonical.starts_with(PROJECTOR_PREFIX) {
+    if canonical.starts_with(PROJECTOR_PREFIX) || canonical.starts_with(NATIVE_PREFIX) {
         return format!("model.{canonical}");
     }
     canonical.to_owned()
 }
 
-/// Part of the model that a canonical name belongs to.
-pub fn part_of(canonical: &str) -> Part {
-    if canonical.starts_with("vision_tower.") {
-        Part::Vision
-    } else if canonical.starts_with(PROJECTOR_PREFIX) {
-        Part::Projector
-    } else {
-        Part::Llm
+/// How a family's files on the hub name a canonical tensor.
+pub fn on_disk<'a>(canonical: &'a str, vision: Option<&VisionKind>) -> &'a str {
+    match vision {
+        Some(VisionKind::QwenVl(_)) => canonical.strip_prefix(TEXT_PREFIX).unwrap_or(canonical),
+        _ => canonical,
     }
 }
 
@@ -87,6 +93,10 @@ mod tests {
         check("model.vision_tower.encoder.layers.0.mlp.fc1.bias", tower);
         check("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", tower);
         check("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias");
+        check("model.layers.3.mlp.up_proj.weight", layer);
+        check("model.norm.weight", "language_model.model.norm.weight");
+        check("visual.blocks.0.norm1.weight", "visual.blocks.0.norm1.weight");
+        check("model.visual.merger.mlp.0.bias", "visual.merger.mlp.0.bias");
         assert_eq!(canonical_tensor("model.layers.0.mlp.up_proj.weight", true), "model.layers.0.mlp.up_proj.weight");
     }
 
@@ -98,6 +108,7 @@ mod tests {
             "language_model.lm_head.weight",
             "vision_tower.vision_model.pre_layrnorm.weight",
             "multi_modal_projector.linear_2.weight",
+            "visual.merger.ln_q.weight",
         ] {
             assert_eq!(canonical_tensor(&in_memory(name), false), name);
         }

@@ -2,6 +2,7 @@
 
 use crate::error::{ModelError, Result};
 use crate::model::Model;
+use crate::names;
 use hub::OutTensor;
 use serde_json::Value;
 use std::path::Path;
@@ -21,7 +22,8 @@ impl Model {
             .iter()
             .map(|p| {
                 let (param, dtype) = (p.param.clone(), p.disk_dtype);
-                OutTensor::lazy(&p.name, hub_dtype(dtype), &p.disk_shape, move || {
+                let name = names::on_disk(&p.name, self.config.vision.as_ref());
+                OutTensor::lazy(name, hub_dtype(dtype), &p.disk_shape, move || {
                     let value = param.value().cast(dtype).map_err(std::io::Error::other)?;
                     Ok(value.to_bytes().into())
                 })

@@ -186,7 +186,7 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
         sample_index: (0..options.batch as u64).collect(),
         ..Batch::default()
     };
-    if let Some(llava) = &config.llava {
+    if let Some(llava) = config.llava() {
         let tokens_per_image = llava.tokens_per_image();
         let images_each = (options.seq - options.seq.div_ceil(8)) / tokens_per_image;
         if images_each == 0 {

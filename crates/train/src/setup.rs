@@ -66,7 +66,7 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
     check_adapter(plan)?;
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
-    let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
+    let kind = if model.config().vision.is_some() { ModelKind::Vision } else { ModelKind::Text };
     let features = match &plan.train.feature_cache {
         Some(dir) => Some(FeatureCache::open(dir, plan.train.feature_cache_size.0, &model, &selection.tensors)?),
         None => None,

@@ -2,12 +2,16 @@
 //! by name; absent fields take the defaults of the reference class.
 
 pub mod fields;
+pub mod native;
+pub mod qwen_vl;
 pub mod rope;
 pub mod text;
 pub mod vision;
 
 use crate::error::{ModelError, Result};
 use fields::Fields;
+use native::NativeFamily;
+pub use qwen_vl::QwenVlConfig;
 use serde_json::{Value, json};
 use std::path::Path;
 use tensor::Activation;
@@ -47,6 +51,15 @@ impl LlavaConfig {
     }
 }
 
+/// What stands in front of the decoder.
+#[derive(Debug, Clone)]
+pub enum VisionKind {
+    /// Pictures of one size (`llava`).
+    Llava(LlavaConfig),
+    /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`).
+    QwenVl(QwenVlConfig),
+}
+
 /// A whole model's configuration.
 #[derive(Debug, Clone)]
 pub struct ModelConfig {
@@ -55,13 +68,13 @@ pub struct ModelConfig {
     /// The decoder.
     pub text: DecoderConfig,
     /// The vision side; none for text-only checkpoints.
-    pub llava: Option<LlavaConfig>,
+    pub vision: Option<VisionKind>,
     /// The file as it was read, written back unchanged on saving.
     pub raw: Value,
 }
 
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] = &["llava", "llama", "qwen2"];
+pub const FAMILIES: &[&str] = &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "qwen2"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -76,10 +89,12 @@ impl ModelConfig {
         let root = Fields::new(place, &raw)?;
         let model_type = root.str_or("model_type", "")?;
         match model_type.as_str() {
-            "llava" => ModelConfig::llava(place, &raw),
+            "llava" => ModelConfig::read_llava(place, &raw),
+            "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
+            "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
             "llama" | "qwen2" => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
-                Ok(ModelConfig { model_type, text, llava: None, raw })
+                Ok(ModelConfig { model_type, text, vision: None, raw })
             }
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
@@ -87,7 +102,24 @@ impl ModelConfig {
         }
     }
 
-    fn llava(place: &str, raw: &Value) -> Result<ModelConfig> {
+    /// The vision side of a LLaVA whose pictures have one size.
+    pub fn llava(&self) -> Option<&LlavaConfig> {
+        match &self.vision {
+            Some(VisionKind::Llava(llava)) => Some(llava),
+            _ => None,
+        }
+    }
+
+    /// Ids whose rows take features of images and clips.
+    pub fn placeholder_ids(&self) -> Vec<u32> {
+        match &self.vision {
+            None => Vec::new(),
+            Some(VisionKind::Llava(llava)) => vec![llava.image_token_id],
+            Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
+        }
+    }
+
+    fn read_llava(place: &str, raw: &Value) -> Result<ModelConfig> {
         let f = Fields::new(place, raw)?;
         let empty = json!({});
         // Without a vision configuration the class builds CLIP-L/14-336.
@@ -151,7 +183,7 @@ impl ModelConfig {
             image_token_id: image_token as u32,
         };
         f.finish()?;
-        Ok(ModelConfig { model_type: "llava".into(), text, llava: Some(llava), raw: raw.clone() })
+        Ok(ModelConfig { model_type: "llava".into(), text, vision: Some(VisionKind::Llava(llava)), raw: raw.clone() })
     }
 }
 
@@ -180,19 +212,20 @@ mod tests {
         let config =
             ModelConfig::from_json("config.json", json!({"model_type": "llava", "text_config": {"vocab_size": 32064}}))
                 .unwrap();
-        let llava = config.llava.unwrap();
+        let llava = config.llava().unwrap();
         assert_eq!((llava.vision.hidden_size, llava.vision.image_size, llava.vision.num_layers), (1024, 336, 24));
-        assert_eq!((llava.feature_layers, llava.image_token_id), (vec![23], 32000));
+        assert_eq!((llava.feature_layers.as_slice(), llava.image_token_id), ([23].as_slice(), 32000));
         assert_eq!((config.text.hidden_size, config.text.num_kv_heads, config.text.vocab_size), (4096, 32, 32064));
     }
 
     #[test]
     fn hidden_states_are_counted_from_the_embeddings() {
-        let config = ModelConfig::from_json("config.json", small()).unwrap().llava.unwrap();
+        let whole = ModelConfig::from_json("config.json", small()).unwrap();
+        let config = whole.llava().unwrap();
         assert_eq!((config.feature_layers.as_slice(), config.tokens_per_image()), ([2].as_slice(), 4));
         let mut value = small();
         value["vision_feature_layer"] = json!([-3, 1]);
-        assert_eq!(ModelConfig::from_json("config.json", value).unwrap().llava.unwrap().feature_layers, [0, 1]);
+        assert_eq!(ModelConfig::from_json("config.json", value).unwrap().llava().unwrap().feature_layers, [0, 1]);
     }
 
     #[test]
@@ -228,7 +261,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, llama, qwen2",
+            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, qwen2",
         );
     }
 }

@@ -5,6 +5,7 @@
 
 use super::fields::Fields;
 use crate::error::Result;
+use serde_json::Value;
 use std::f64::consts::PI;
 
 /// How frequencies are stretched beyond the length of pre-training.
@@ -54,12 +55,28 @@ pub struct RopeConfig {
     pub dim: usize,
     /// Scaling type.
     pub kind: RopeKind,
+    /// M-RoPE: how many of the frequencies turn with time, height and width, in this order, from the first one on.
+    pub sections: Option<[usize; 3]>,
+}
+
+/// What a class adds to the rotary fields.
+#[derive(Debug, Clone, Copy)]
+pub struct RopeClass {
+    /// Its base wavelength.
+    pub theta: f64,
+    /// Whether positions have three numbers (`mrope_section`).
+    pub is_mrope: bool,
+}
+
+impl RopeClass {
+    /// One number a position and a base of 10000.
+    pub const PLAIN: RopeClass = RopeClass { theta: 10_000.0, is_mrope: false };
 }
 
 impl RopeConfig {
     /// Reads the rotary fields of a text configuration whose heads have `head_dim` dimensions.
-    pub fn read(fields: &Fields<'_>, head_dim: usize, max_positions: usize) -> Result<RopeConfig> {
-        let top_theta = fields.f64_or("rope_theta", 10_000.0)?;
+    pub fn read(fields: &Fields<'_>, head_dim: usize, max_positions: usize, class: RopeClass) -> Result<RopeConfig> {
+        let top_theta = fields.f64_or("rope_theta", class.theta)?;
         let top_partial = fields.f64_or("partial_rotary_factor", 1.0)?;
         // Where both spellings are given the reference takes the older one, if it says anything.
         let older = fields.raw("rope_scaling").filter(|v| v.as_object().is_none_or(|o| !o.is_empty()));
@@ -69,7 +86,8 @@ impl RopeConfig {
             (None, None) => None,
         };
         let Some((name, value)) = scaling else {
-            return RopeConfig::finish(fields, "rope_theta", top_theta, head_dim, 1.0, RopeKind::Default);
+            let plain = RopeConfig::finish(fields, "rope_theta", top_theta, head_dim, 1.0, RopeKind::Default)?;
+            return plain.with_sections(fields, class, None);
         };
         let sub = Fields::new(format!("{}/{name}", fields.place()), value)?;
         let theta = sub.f64_or("rope_theta", top_theta)?;
@@ -83,6 +101,7 @@ impl RopeConfig {
         };
         let kind = match kind_name.as_str() {
             "default" => RopeKind::Default,
+            "mrope" if class.is_mrope => RopeKind::Default,
             "linear" => RopeKind::Linear { factor: need("factor")? },
             "llama3" => RopeKind::Llama3 {
                 factor: need("factor")?,
@@ -115,10 +134,42 @@ impl RopeConfig {
                 );
             }
         };
+        let sections = if class.is_mrope { sub.raw("mrope_section") } else { None };
         sub.finish()?;
         // The unscaled rotation of Llama and Qwen2 turns whole heads, whatever the factor says.
         let partial = if kind == RopeKind::Default { 1.0 } else { partial };
-        RopeConfig::finish(fields, name, theta, head_dim, partial, kind)
+        RopeConfig::finish(fields, name, theta, head_dim, partial, kind)?.with_sections(fields, class, sections)
+    }
+
+    /// Adds the sections of a class that has them; the reference takes 16, 24 and 24 where the file says nothing.
+    fn with_sections(self, fields: &Fields<'_>, class: RopeClass, found: Option<&Value>) -> Result<RopeConfig> {
+        if !class.is_mrope {
+            return Ok(self);
+        }
+        let sections = match found {
+            None => Some([16, 24, 24]),
+            Some(list) => list.as_array().and_then(|list| {
+                let numbers: Option<Vec<usize>> = list.iter().map(|n| n.as_u64().map(|n| n as usize)).collect();
+                numbers?.try_into().ok()
+            }),
+        };
+        match sections.filter(|sections: &[usize; 3]| sections.iter().sum::<usize>() == self.dim / 2) {
+            Some(sections) => Ok(RopeConfig { sections: Some(sections), ..self }),
+            None => Err(fields.error(
+                "mrope_section",
+                format!(
+                    "expected three numbers whose sum is {} (half of the rotated dimensions), found `{}`",
+                    self.dim / 2,
+                    found.map_or("[16, 24, 24] by default".to_owned(), Value::to_string)
+                ),
+            )),
+        }
+    }
+
+    /// For each frequency the axis (time, height, width) whose position it turns with.
+    pub fn axes(&self) -> Vec<usize> {
+        let sections = self.sections.unwrap_or([self.dim / 2, 0, 0]);
+        (0..3).flat_map(|axis| std::iter::repeat_n(axis, sections[axis])).collect()
     }
 
     fn finish(
@@ -134,7 +185,7 @@ impl RopeConfig {
             return Err(fields
                 .error(field, format!("expected an even number of rotated dimensions of {head_dim}, found `{dim}`")));
         }
-        Ok(RopeConfig { theta, dim, kind })
+        Ok(RopeConfig { theta, dim, kind, sections: None })
     }
 
     /// Inverse frequencies, `dim / 2` values in radians a position.
@@ -198,9 +249,9 @@ mod tests {
     /// The rotary parameters that `LlamaConfig` of transformers 5.23 ends up with, for heads of 16 dimensions.
     #[test]
     fn both_spellings_and_a_partial_factor_are_taken_as_the_reference_takes_them() {
-        let check = |config: serde_json::Value, theta: f64, kind: RopeKind| {
+        let check = |config: Value, theta: f64, kind: RopeKind| {
             let fields = Fields::new("config.json", &config).unwrap();
-            let found = RopeConfig::read(&fields, 16, 2048).unwrap();
+            let found = RopeConfig::read(&fields, 16, 2048, RopeClass::PLAIN).unwrap();
             assert_eq!((found.theta, found.dim, found.kind), (theta, 16, kind), "{config}");
         };
         let (new, old) = (

@@ -3,7 +3,7 @@
 //! Source: `LlamaConfig`, `Qwen2Config` of `transformers`, class defaults included.
 
 use super::fields::Fields;
-use super::rope::RopeConfig;
+use super::rope::{RopeClass, RopeConfig};
 use crate::error::{ModelError, Result};
 use serde_json::Value;
 use tensor::Activation;
@@ -60,7 +60,7 @@ impl DecoderConfig {
         let f = Fields::new(place, value)?;
         let family = match f.str_or("model_type", default_type)?.as_str() {
             "llama" => DecoderFamily::Llama,
-            "qwen2" => DecoderFamily::Qwen2,
+            "qwen2" | "qwen2_vl_text" | "qwen2_5_vl_text" => DecoderFamily::Qwen2,
             other => {
                 return Err(ModelError::UnknownFamily {
                     file: place.into(),
@@ -70,13 +70,16 @@ impl DecoderConfig {
             }
         };
         let llama = family == DecoderFamily::Llama;
-        let hidden_size = f.size_or("hidden_size", 4096)?;
-        let num_heads = f.size_or("num_attention_heads", 32)?;
+        // The decoder of Qwen2-VL has the 72B model's sizes as its defaults.
+        let is_vl = f.str_or("model_type", default_type)?.ends_with("vl_text");
+        let default = |plain: usize, vl: usize| if is_vl { vl } else { plain };
+        let hidden_size = f.size_or("hidden_size", default(4096, 8192))?;
+        let num_heads = f.size_or("num_attention_heads", default(32, 64))?;
         let num_kv_heads = match f.raw("num_key_value_heads") {
             Some(_) => f.size_or("num_key_value_heads", 0)?,
             // The class default of Qwen2 is 32 whatever the number of heads; an explicit null means all heads.
             None if llama || value.get("num_key_value_heads").is_some() => num_heads,
-            None => 32,
+            None => default(32, 8),
         };
         if !num_heads.is_multiple_of(num_kv_heads) {
             return Err(f.error(
@@ -107,22 +110,23 @@ impl DecoderConfig {
             return Err(f.error("layer_types", format!("expected `full_attention` in every layer, found `{types}`")));
         }
         f.refuse_dropout("attention_dropout")?;
+        let rope_class = if is_vl { RopeClass { theta: 1e6, is_mrope: true } } else { RopeClass::PLAIN };
         let config = DecoderConfig {
             family,
-            vocab_size: f.size_or("vocab_size", if llama { 32000 } else { 151936 })?,
+            vocab_size: f.size_or("vocab_size", if llama { 32000 } else { default(151_936, 152_064) })?,
             hidden_size,
-            intermediate_size: f.size_or("intermediate_size", if llama { 11008 } else { 22016 })?,
-            num_layers: f.size_or("num_hidden_layers", 32)?,
+            intermediate_size: f.size_or("intermediate_size", if llama { 11008 } else { default(22016, 29568) })?,
+            num_layers: f.size_or("num_hidden_layers", default(32, 80))?,
             num_heads,
             num_kv_heads,
             head_dim,
             activation,
-            rms_norm_eps: f.f64_or("rms_norm_eps", 1e-6)? as f32,
+            rms_norm_eps: f.f64_or("rms_norm_eps", if is_vl { 1e-5 } else { 1e-6 })? as f32,
             qkv_bias: !llama || attention_bias,
             o_bias: llama && attention_bias,
             mlp_bias: llama && f.bool_or("mlp_bias", false)?,
             tie_word_embeddings: f.bool_or("tie_word_embeddings", false)?,
-            rope: RopeConfig::read(&f, head_dim, max_positions)?,
+            rope: RopeConfig::read(&f, head_dim, max_positions, rope_class)?,
             max_positions,
         };
         f.finish()?;

@@ -94,7 +94,7 @@ impl Model {
                 "is missing and `{PICKLE_FILE}` is there, a pickle, which this program does not read; load the adapter with peft once and save it with `save_pretrained(.., safe_serialization=True)`"
             )));
         }
-        let file = AdapterFile::read(&weights_path, self.config.llava.is_none())?;
+        let file = AdapterFile::read(&weights_path, self.config.vision.is_none())?;
         let AdapterFile { mut matrices, mut whole } = file;
         let (mut params, mut adapted) = (Vec::new(), Vec::new());
         for linear in self.linears_mut() {

@@ -48,7 +48,7 @@ fn trained(model: &Model) -> BTreeMap<String, NamedParam> {
 fn check_logits(model: &Model, base: &Fixture, adapter: &Fixture) -> Vec<Result<(), String>> {
     let stride = adapter.info["stride"].as_u64().unwrap() as usize;
     let check = |(i, sample): (usize, &Sample)| {
-        let all = logits(model, &[sample], base.image_token());
+        let all = logits(model, &[sample], &base.placeholders());
         let rows: Vec<f32> = all.chunks(all.len() / sample.ids.len()).step_by(stride).flatten().copied().collect();
         check_elements(
             &format!("logits of sample {i}"),
@@ -163,7 +163,7 @@ fn saved_adapters_hold_the_keys_of_peft_and_load_back() {
         let first = model.adapter().unwrap();
         assert_eq!(config, first.config, "{place}");
         let samples = base.samples();
-        let token = base.image_token();
+        let token = &base.placeholders();
         assert_eq!(logits(&model, &[&samples[1]], token), logits(&again, &[&samples[1]], token), "{place}");
     }
 }
@@ -363,8 +363,8 @@ fn a_bare_name_adapts_the_decoder_alone_and_says_so_to_peft() {
         // B is zero: nothing changes yet.
         let sample = &base.samples()[0];
         assert_eq!(
-            logits(&model, &[sample], base.image_token()),
-            logits(&load(&base), &[sample], base.image_token()),
+            logits(&model, &[sample], &base.placeholders()),
+            logits(&load(&base), &[sample], &base.placeholders()),
             "{}",
             base.name()
         );

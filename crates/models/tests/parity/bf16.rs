@@ -2,7 +2,7 @@
 
 use crate::base::{expected, fixtures, logits};
 use crate::fixture::Fixture;
-use models::{LoadOptions, Model, ModelConfig};
+use models::{LoadOptions, Model, ModelConfig, VisionKind};
 use tensor::{DType, Tensor};
 
 /// Root mean square of the relative error of rounding to bf16, whose significand has 8 bits: an error is uniform within half
@@ -20,8 +20,12 @@ const ROUNDING: f64 = 0.003_906_25 * 0.577_35 * 0.735_5;
 /// scale is the worst case, but norms and the softmax may make an error larger than it was: a factor of 2 on the whole covers
 /// gains of that size.
 fn bound(config: &ModelConfig) -> f64 {
-    let tower =
-        config.llava.as_ref().map_or(0, |llava| 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5);
+    let tower = match &config.vision {
+        None => 0,
+        Some(VisionKind::Llava(llava)) => 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5,
+        // Behind the blocks a norm, and two weights and two activations of the merger.
+        Some(VisionKind::QwenVl(qwen)) => 2 + 11 * qwen.vision.num_layers + 5,
+    };
     let roundings = tower + 11 * config.text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()
 }
@@ -34,7 +38,7 @@ fn load(fixture: &Fixture) -> Model {
 fn error(model: &Model, fixture: &Fixture) -> (f64, f64) {
     let (mut square, mut scale, mut largest, mut count) = (0.0, 0.0, 0f64, 0);
     for (i, sample) in fixture.samples().iter().enumerate() {
-        let ours = logits(model, &[sample], fixture.image_token());
+        let ours = logits(model, &[sample], &fixture.placeholders());
         let theirs = expected(fixture, &format!("sample{i}.logits"));
         assert_eq!(ours.len(), theirs.len());
         for (a, b) in ours.iter().zip(&theirs) {

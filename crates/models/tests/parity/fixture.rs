@@ -1,7 +1,7 @@
 //! Reads the fixture folders and packs their samples as the loader would. Owns no comparison.
 
 use hub::SafeTensors;
-use models::ModelInput;
+use models::{ModelInput, Visual};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use tensor::Tensor;
@@ -18,8 +18,10 @@ pub struct Sample {
     pub ids: Vec<u32>,
     pub labels: Vec<i32>,
     pub pixels: Vec<f32>,
-    /// Images, channels, height, width.
-    pub pixels_shape: [usize; 4],
+    /// Images, channels, height, width; or patches and their values.
+    pub pixels_shape: Vec<usize>,
+    /// Images and clips, where pictures have no common size.
+    pub visuals: Vec<Visual>,
 }
 
 /// `fixtures/models`.
@@ -42,9 +44,11 @@ impl Fixture {
         self.dir.file_name().unwrap().to_string_lossy().into_owned()
     }
 
-    /// The id that takes image features; a decoder alone has none.
-    pub fn image_token(&self) -> u32 {
-        json(&self.dir.join("config.json"))["image_token_index"].as_u64().map_or(u32::MAX, |id| id as u32)
+    /// The ids that take features of images and clips; a decoder alone has none.
+    pub fn placeholders(&self) -> Vec<u32> {
+        let config = json(&self.dir.join("config.json"));
+        let keys = ["image_token_index", "image_token_id", "video_token_id"];
+        keys.iter().filter_map(|key| config[*key].as_u64()).map(|id| id as u32).collect()
     }
 
     /// The samples in order.
@@ -56,12 +60,24 @@ impl Fixture {
             out.push(Sample {
                 ids: i64s(view.data).map(|v| v as u32).collect(),
                 labels: i64s(labels.data).map(|v| v as i32).collect(),
-                pixels_shape: pixels.as_ref().map_or([0; 4], |p| p.shape.try_into().unwrap()),
+                pixels_shape: pixels.as_ref().map_or_else(Vec::new, |p| p.shape.to_vec()),
+                visuals: visuals(&self.info["samples"][out.len()]["visuals"]),
                 pixels: pixels.map_or_else(Vec::new, |p| floats(p.data).collect()),
             });
         }
         out
     }
+}
+
+fn visuals(list: &Value) -> Vec<Visual> {
+    let number = |v: &Value| v.as_u64().unwrap() as usize;
+    let visual = |v: &Value| Visual {
+        is_video: v["is_video"].as_bool().unwrap(),
+        grid: [0, 1, 2].map(|axis| number(&v["grid"][axis])),
+        seconds_per_grid: v["seconds_per_grid"].as_f64().unwrap(),
+        ..Visual::default()
+    };
+    list.as_array().into_iter().flatten().map(visual).collect()
 }
 
 fn i64s(bytes: &[u8]) -> impl Iterator<Item = i64> + '_ {
@@ -87,24 +103,25 @@ pub fn f64s(file: &SafeTensors, name: &str) -> Option<Vec<f64>> {
 }
 
 /// Samples one after the other in one packed input, and their labels.
-pub fn pack(samples: &[&Sample], image_token: u32) -> (ModelInput, Vec<i32>) {
+pub fn pack(samples: &[&Sample], placeholders: &[u32]) -> (ModelInput, Vec<i32>) {
     let (mut ids, mut positions, mut labels, mut cu) = (Vec::new(), Vec::new(), Vec::new(), vec![0]);
-    let (mut pixels, mut images, mut side) = (Vec::new(), 0, [0; 3]);
+    let (mut pixels, mut shape, mut visuals) = (Vec::new(), Vec::new(), Vec::new());
     for sample in samples {
         positions.extend(0..sample.ids.len() as u32);
         ids.extend(&sample.ids);
         labels.extend(&sample.labels);
         cu.push(ids.len());
         pixels.extend(&sample.pixels);
-        let [n, c, h, w] = sample.pixels_shape;
-        if n > 0 {
-            (images, side) = (images + n, [c, h, w]);
+        visuals.extend(&sample.visuals);
+        match (shape.first_mut(), sample.pixels_shape.first()) {
+            (Some(rows), Some(more)) => *rows += more,
+            (None, Some(_)) => shape.clone_from(&sample.pixels_shape),
+            (_, None) => {}
         }
     }
-    let image_rows = (0..ids.len() as u32).filter(|&i| ids[i as usize] == image_token).collect();
-    let [c, h, w] = side;
-    let pixels = (images > 0).then(|| Tensor::from_f32(&pixels, &[images, c, h, w]).unwrap());
-    (ModelInput { ids, positions, cu_seqlens: cu.into(), pixels, image_rows, ..ModelInput::default() }, labels)
+    let image_rows = (0..ids.len() as u32).filter(|&i| placeholders.contains(&ids[i as usize])).collect();
+    let pixels = (!shape.is_empty() && shape[0] > 0).then(|| Tensor::from_f32(&pixels, &shape).unwrap());
+    (ModelInput { ids, positions, cu_seqlens: cu.into(), pixels, image_rows, visuals, ..ModelInput::default() }, labels)
 }
 
 /// What the file of an adapter calls a tensor: matrices keep their names, modules trained whole have the base's.

@@ -14,6 +14,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod mul;
 pub(crate) mod pool;
+pub(crate) mod reshape;
 pub(crate) mod rms_norm;
 pub(crate) mod rope;
 pub(crate) mod rows;

@@ -2,7 +2,7 @@
 
 use crate::compare::{Tolerance, check_elements, check_tensor, demand};
 use crate::fixture::{Fixture, Sample, adapter_key, f32s, json, pack, root};
-use data::Batch;
+use data::{Batch, Visual, VisualKind};
 use hub::SafeTensors;
 use models::{LoadOptions, Model};
 use serde_json::Value;
@@ -65,9 +65,15 @@ fn plan(run: &Run, recompute: bool) -> Plan {
     Plan::from_yaml(&text, &[]).unwrap_or_else(|e| panic!("{}: {e}\n{text}", run.name))
 }
 
-fn batch(samples: &[&Sample], numbers: &[u64], image_token: u32) -> Batch {
-    let (input, labels) = pack(samples, image_token);
-    let shape = input.pixels.as_ref().map_or([0; 4], |p| p.shape().try_into().unwrap());
+fn batch(samples: &[&Sample], numbers: &[u64], placeholders: &[u32]) -> Batch {
+    let (input, labels) = pack(samples, placeholders);
+    let shape = input.pixels.as_ref().map_or(vec![0], |p| p.shape().to_vec());
+    let visuals = input.visuals.iter().map(|v| Visual {
+        kind: if v.is_video { VisualKind::Video } else { VisualKind::Image },
+        grid: v.grid,
+        seconds_per_grid: v.seconds_per_grid,
+        ..Visual::default()
+    });
     Batch {
         ids: input.ids,
         labels,
@@ -77,9 +83,9 @@ fn batch(samples: &[&Sample], numbers: &[u64], image_token: u32) -> Batch {
         num_images: shape[0],
         pixel_shape: shape[1..].to_vec(),
         image_rows: input.image_rows,
+        visuals: visuals.collect(),
         sample_ids: numbers.iter().map(|n| format!("sample{n}")).collect(),
         sample_index: numbers.to_vec(),
-        ..Batch::default()
     }
 }
 
@@ -99,7 +105,7 @@ fn train(run: &Run, recompute: bool) -> (Vec<StepOutcome>, [Values; 2], Vec<Stri
     let trained = selection.tensors.iter().map(|t| key(&t.named.name)).collect();
     let schedule = Schedule::new(&plan, 10).unwrap();
     let mut trainer = Trainer::new(&plan, model, &selection, schedule);
-    let (samples, token) = (run.fixture.samples(), run.fixture.image_token());
+    let (samples, placeholders) = (run.fixture.samples(), run.fixture.placeholders());
     let outcomes = run.info["records"]
         .as_array()
         .unwrap()
@@ -112,7 +118,7 @@ fn train(run: &Run, recompute: bool) -> (Vec<StepOutcome>, [Values; 2], Vec<Stri
                 .map(|micro| {
                     let numbers: Vec<u64> = micro.as_array().unwrap().iter().map(|n| n.as_u64().unwrap()).collect();
                     let chosen: Vec<&Sample> = numbers.iter().map(|&n| &samples[n as usize]).collect();
-                    batch(&chosen, &numbers, token)
+                    batch(&chosen, &numbers, &placeholders)
                 })
                 .collect();
             trainer.train_step(&window).unwrap_or_else(|e| panic!("{}: {e}", run.name))

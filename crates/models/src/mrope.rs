@@ -1,0 +1,60 @@
+//! Positions of three numbers (time, height, width) of the tokens of Qwen2-VL and Qwen2.5-VL. Owns the counting; how the
+//! numbers turn queries and keys is the decoder's.
+//!
+//! Source: `Qwen2VLModel.get_rope_index`, `Qwen2_5_VLModel.get_rope_index` of `transformers`, and the published code before them, which
+//! goes on after the largest position of a clip ([`MropeResume`]). Time is that of the frames: the position of the temporal
+//! patch `i` is `floor(i * seconds between patches * positions a second)`.
+
+use crate::config::QwenVlConfig;
+use crate::config::native::MropeResume;
+use crate::error::{ModelError, Result};
+use crate::model::{ModelInput, Visual};
+
+/// The positions of all tokens of a packed input; every sample starts at 0.
+pub fn positions(input: &ModelInput, config: &QwenVlConfig) -> Result<Vec<[u32; 3]>> {
+    let merge = config.vision.merge_size;
+    let mut positions = Vec::with_capacity(input.ids.len());
+    let (mut rows, mut visuals) = (input.image_rows.as_slice(), input.visuals.iter());
+    for bounds in input.cu_seqlens.windows(2) {
+        let mut next = 0;
+        while positions.len() < bounds[1] {
+            let row = positions.len();
+            if rows.first() != Some(&(row as u32)) {
+                positions.push([next; 3]);
+                next += 1;
+                continue;
+            }
+            let Some(visual) = visuals.next() else {
+                return Err(ModelError::Input(format!("row {row} takes image features, and no image or clip is left")));
+            };
+            let [t, h, w] = [visual.grid[0], visual.grid[1] / merge, visual.grid[2] / merge];
+            let count = t * h * w;
+            let is_whole = count <= rows.len() && rows[..count].iter().enumerate().all(|(i, &r)| r as usize == row + i);
+            if !is_whole || row + count > bounds[1] {
+                return Err(ModelError::Input(format!(
+                    "an image or clip of {t} x {h} x {w} tokens has no {count} rows in succession from row {row}"
+                )));
+            }
+            rows = &rows[count..];
+            for time in (0..t).map(|i| next + temporal(visual, config, i)) {
+                for place in 0..h * w {
+                    positions.push([time, next + (place / w) as u32, next + (place % w) as u32]);
+                }
+            }
+            let extent = h.max(w) as u32;
+            next += match config.resume {
+                MropeResume::AfterMax => extent.max(temporal(visual, config, t - 1) + 1),
+                MropeResume::AfterExtent => extent,
+            };
+        }
+    }
+    Ok(positions)
+}
+
+/// The position of a temporal patch within its clip; in f32, as the reference counts.
+fn temporal(visual: &Visual, config: &QwenVlConfig, patch: usize) -> u32 {
+    match config.vision.tokens_per_second {
+        Some(rate) if visual.is_video => (patch as f32 * (rate as f32 * visual.seconds_per_grid as f32)) as u32,
+        _ => patch as u32,
+    }
+}
