@@ -24,6 +24,7 @@ mod rng;
 mod row_buffer;
 mod simd;
 mod tape;
+mod team;
 mod tensor;
 mod threads;
 mod wide;

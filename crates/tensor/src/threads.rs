@@ -10,6 +10,7 @@ use rayon::prelude::*;
 
 use crate::error::Result;
 use crate::memory::is_planning;
+use crate::team;
 
 /// Elements that one task of an element-wise kernel handles.
 pub(crate) const CHUNK: usize = 16 * 1024;
@@ -52,14 +53,15 @@ pub(crate) fn for_each_task(num_tasks: usize, work: usize, f: impl Fn(usize) + S
     for_each(num_tasks, work >= INLINE, f);
 }
 
-/// Calls `f(0)` to `f(num_tasks - 1)`, in parallel when asked.
+/// Calls `f(0)` to `f(num_tasks - 1)`, in parallel when asked: on the team where the thread keeps it awake
+/// ([`team::StayAwake`]), else on the pool.
 pub(crate) fn for_each(num_tasks: usize, parallel: bool, f: impl Fn(usize) + Sync + Send) {
     if is_planning() {
         return;
     }
-    if num_tasks <= 1 || !parallel || num_threads() == 1 {
+    if num_tasks <= 1 || !parallel || num_threads() == 1 || team::is_inside() {
         (0..num_tasks).for_each(f);
-    } else {
+    } else if !team::for_each(num_tasks, num_threads(), &f) {
         on_pool(|| (0..num_tasks).into_par_iter().with_max_len(1).for_each(f));
     }
 }

@@ -1,9 +1,10 @@
 //! Owns products of a few rows with a large matrix, as in generating one token at a time: the matrix is read once, as it
 //! lies, nothing of it is packed. Refuses many rows.
 //!
-//! All outputs of a call run in one parallel region. A task owns consecutive columns of one output and walks them in groups;
-//! while a group is multiplied, the next one is asked for. An element's sum has one order whatever the number of rows
-//! beside it, so that a sequence's bits do not depend on the sequences it is decoded with.
+//! All outputs of a call run in one parallel region. A task owns consecutive columns of one output and walks them in groups:
+//! for one or two rows column after column, for more rows four columns at once, while the next group is asked for. An
+//! element's sum has one order whatever the number of rows beside it, so that a sequence's bits do not depend on the
+//! sequences it is decoded with.
 
 use super::kernel::Place;
 use super::{Arithmetic, Elements, Mat, Output, Term, span};
@@ -23,7 +24,9 @@ const TILE_ROWS: usize = 6;
 /// Columns that are multiplied at a time.
 const COLS: usize = 4;
 /// Bytes of B that one task reads, about.
-const TASK_BYTES: usize = 128 * 1024;
+const TASK_BYTES: usize = 32 * 1024;
+/// Bytes of B up to which one thread is faster.
+const MIN_BYTES: usize = 256 * 1024;
 
 /// Sums of a group of columns for some rows.
 type Sums = [[f32; COLS]; TILE_ROWS];
@@ -101,7 +104,7 @@ fn multiply_with(arithmetic: Arithmetic, outputs: &[Output<'_>], tile: Tile) -> 
         num_tasks += output.to.cols.div_ceil(task_cols);
         bytes += output.to.cols * column;
     }
-    threads::for_each(num_tasks, bytes > 2 * TASK_BYTES, |task| {
+    threads::for_each(num_tasks, bytes > MIN_BYTES, |task| {
         let of = works.partition_point(|work| work.first_task <= task) - 1;
         works[of].run(task - works[of].first_task, tile);
     });
@@ -295,13 +298,18 @@ mod x86 {
     //! Dot products with `vdpbf16ps`.
 
     use std::arch::x86_64::{
-        __m128, __m512, __m512bh, __m512i, _MM_HINT_T0, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+        __m128, __m512, __m512bh, __m512i, _MM_HINT_T1, _mm_add_ps, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
         _mm256_castps256_ps128, _mm256_extractf128_ps, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd,
         _mm512_castps512_ps256, _mm512_dpbf16_ps, _mm512_extractf32x8_ps, _mm512_loadu_si512, _mm512_maskz_loadu_epi16,
         _mm512_setzero_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
     };
 
     use super::{Ahead, COLS, Halves, Sums};
+
+    /// Up to so many rows the columns of a group are read one after the other: then memory is one stream, which the
+    /// processor fetches ahead by itself at its full rate. Columns side by side are short streams that it does not follow;
+    /// more rows have arithmetic enough to want them, since a row's numbers are then read once for four columns.
+    const APART: usize = 2;
 
     #[inline]
     #[target_feature(enable = "avx512f")]
@@ -335,38 +343,71 @@ mod x86 {
         unsafe {
             let rows: [*const u16; ROWS] = std::array::from_fn(|i| a.data.as_ptr().add(i * a.stride));
             let mut lanes = [[_mm512_setzero_ps(); COLS]; ROWS];
-            for step in 0..a.depth / 32 {
-                let at = 32 * step;
-                if step >= ahead.from && step < ahead.to {
-                    for column in b {
-                        _mm_prefetch::<_MM_HINT_T0>(column.wrapping_add(ahead.distance + at).cast());
+            if ROWS <= APART {
+                for c in 0..COLS {
+                    let alone = columns_of::<ROWS, 1>(rows, [b[c]], a.depth, Ahead { from: 0, to: 0, ..ahead });
+                    for i in 0..ROWS {
+                        lanes[i][c] = alone[i][0];
                     }
                 }
-                let columns: [__m512bh; COLS] = std::array::from_fn(|c| pairs(_mm512_loadu_si512(b[c].add(at).cast())));
-                for i in 0..ROWS {
-                    let x = pairs(_mm512_loadu_si512(rows[i].add(at).cast()));
-                    for c in 0..COLS {
-                        lanes[i][c] = _mm512_dpbf16_ps(lanes[i][c], x, columns[c]);
-                    }
-                }
-            }
-            if !a.depth.is_multiple_of(32) {
-                let at = a.depth / 32 * 32;
-                let rest = (1u32 << (a.depth % 32)) - 1;
-                let columns: [__m512bh; COLS] =
-                    std::array::from_fn(|c| pairs(_mm512_maskz_loadu_epi16(rest, b[c].add(at).cast())));
-                for i in 0..ROWS {
-                    let x = pairs(_mm512_maskz_loadu_epi16(rest, rows[i].add(at).cast()));
-                    for c in 0..COLS {
-                        lanes[i][c] = _mm512_dpbf16_ps(lanes[i][c], x, columns[c]);
-                    }
-                }
+            } else {
+                lanes = columns_of(rows, b, a.depth, ahead);
             }
             for i in 0..ROWS {
                 let mut new = [0f32; COLS];
                 _mm_storeu_ps(new.as_mut_ptr(), sums_of(lanes[i]));
                 sums[i].iter_mut().zip(new).for_each(|(sum, x)| *sum += x);
             }
+        }
+    }
+
+    /// Lanes of the dot products of rows with columns, which are read side by side.
+    ///
+    /// # Safety
+    /// Every row and every column holds `depth` elements.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16")]
+    // Indices name registers.
+    #[allow(clippy::needless_range_loop)]
+    unsafe fn columns_of<const ROWS: usize, const WIDTH: usize>(
+        rows: [*const u16; ROWS],
+        b: [*const u16; WIDTH],
+        depth: usize,
+        ahead: Ahead,
+    ) -> [[__m512; WIDTH]; ROWS] {
+        // SAFETY: the caller promises `depth` elements of every row and column; prefetching touches no memory.
+        unsafe {
+            let mut lanes = [[_mm512_setzero_ps(); WIDTH]; ROWS];
+            for step in 0..depth / 32 {
+                let at = 32 * step;
+                if step >= ahead.from && step < ahead.to {
+                    for column in b {
+                        // To the second level: as many lines on their way to the first would hold up its own misses.
+                        _mm_prefetch::<_MM_HINT_T1>(column.wrapping_add(ahead.distance + at).cast());
+                    }
+                }
+                let columns: [__m512bh; WIDTH] =
+                    std::array::from_fn(|c| pairs(_mm512_loadu_si512(b[c].add(at).cast())));
+                for i in 0..ROWS {
+                    let x = pairs(_mm512_loadu_si512(rows[i].add(at).cast()));
+                    for c in 0..WIDTH {
+                        lanes[i][c] = _mm512_dpbf16_ps(lanes[i][c], x, columns[c]);
+                    }
+                }
+            }
+            if !depth.is_multiple_of(32) {
+                let at = depth / 32 * 32;
+                let rest = (1u32 << (depth % 32)) - 1;
+                let columns: [__m512bh; WIDTH] =
+                    std::array::from_fn(|c| pairs(_mm512_maskz_loadu_epi16(rest, b[c].add(at).cast())));
+                for i in 0..ROWS {
+                    let x = pairs(_mm512_maskz_loadu_epi16(rest, rows[i].add(at).cast()));
+                    for c in 0..WIDTH {
+                        lanes[i][c] = _mm512_dpbf16_ps(lanes[i][c], x, columns[c]);
+                    }
+                }
+            }
+            lanes
         }
     }
 
@@ -388,6 +429,7 @@ mod tests {
     use super::*;
     use crate::gemm::MatMut;
     use crate::ops::testing::random;
+    use crate::team::StayAwake;
 
     /// Rows, columns, depth: more rows than a tile, columns that no group divides, depths beside multiples of 32.
     const SIZES: [[usize; 3]; 10] = [
@@ -497,7 +539,12 @@ mod tests {
         let whole = run(0..m, 1);
         assert_eq!(whole, run(0..m, 2));
         assert_eq!(whole, run(0..m, 3));
-        for rows in [0..1, 4..6, 9..22] {
+        {
+            let _awake = StayAwake::new();
+            assert_eq!(whole, run(0..m, 2));
+            assert_eq!(whole, run(0..m, 5));
+        }
+        for rows in [0..1, 4..6, 7..10, 9..22] {
             assert_eq!(whole[rows.start * n..rows.end * n], run(rows, 2));
         }
     }

@@ -20,6 +20,7 @@ use crate::gemm::{multiply, multiply_few_rows};
 use crate::ops::linear::kernel::Multiply;
 use crate::param::Param;
 use crate::rng::Stream;
+use crate::team::StayAwake;
 use crate::tensor::Tensor;
 
 static NEXT_TAPE: AtomicU64 = AtomicU64::new(0);
@@ -91,12 +92,13 @@ pub struct Tape {
     seed: u64,
     step: u64,
     ordinal: Cell<u64>,
+    _awake: Option<StayAwake>,
 }
 
 impl Tape {
     fn new(mode: Mode) -> Tape {
         let id = NEXT_TAPE.fetch_add(1, Ordering::Relaxed);
-        Tape { id, mode, entries: RefCell::default(), seed: 0, step: 0, ordinal: Cell::new(0) }
+        Tape { id, mode, entries: RefCell::default(), seed: 0, step: 0, ordinal: Cell::new(0), _awake: None }
     }
 
     /// A tape that records for one backward pass.
@@ -111,8 +113,9 @@ impl Tape {
 
     /// As [`Tape::inference`] for generating token by token: linear layers read their weights once for a few rows. Their sums
     /// have another order than on other tapes, so that bits may differ from those of whole sequences.
+    /// While it lives, the threads stay awake between the operators of its thread.
     pub fn decoding() -> Tape {
-        Tape::new(Mode::Decoding)
+        Tape { _awake: Some(StayAwake::new()), ..Tape::new(Mode::Decoding) }
     }
 
     /// How linear layers multiply on this tape.
