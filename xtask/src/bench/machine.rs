@@ -1,4 +1,4 @@
-//! What the figures were measured on: processor, memory, versions, date, and how fast memory is read.
+//! What the figures were measured on: processor, memory, versions, date, how fast memory is read and products are made.
 //! It measures no work.
 
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around, and measures the bandwidth where PyTorch is there to do it.
+    /// Looks around, and measures bandwidth and products where PyTorch is there to do it.
     pub fn look(python: Option<&Path>, threads: usize) -> Result<Machine> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {
@@ -78,8 +78,12 @@ impl Machine {
             known.collect::<Vec<_>>().join(", ")
         });
         let bandwidth = self.bandwidth().map(|rate| format!(" Memory is read at {:.1} GB/s.", rate / 1e9));
+        let product = |dtype| Some(self.torch.get("gemm_flops_per_s")?.get(dtype)?.as_f64()? / 1e9);
+        let products = product("f32").zip(product("bf16")).map(|(single, half)| {
+            format!(" PyTorch multiplies squares of 2048 at {single:.0} GFLOP/s in f32 and {half:.0} in bf16.")
+        });
         format!(
-            "{}, {}, {} cores, {:.0} GB, {}; {threads} threads; vidtune {}, {}; {}.{}",
+            "{}, {}, {} cores, {:.0} GB, {}; {threads} threads; vidtune {}, {}; {}.{}{}",
             self.date,
             self.processor,
             self.cores,
@@ -89,6 +93,7 @@ impl Machine {
             self.rustc,
             versions.unwrap_or_else(|| "PyTorch was not there, its column is left out".to_owned()),
             bandwidth.unwrap_or_default(),
+            products.unwrap_or_default(),
         )
     }
 
