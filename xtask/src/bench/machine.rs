@@ -44,6 +44,8 @@ impl Machine {
             let text = process::capture(Command::new(program).args(args).current_dir(process::root()));
             text.map(|text| text.trim().to_owned()).unwrap_or_default()
         };
+        // What was built and run: pages of text do not change it, and this command writes one.
+        let changed = !line("git", &["status", "--porcelain", "--untracked-files=no", "--", ".", ":!*.md"]).is_empty();
         let torch = match python {
             None => Value::Null,
             Some(python) => {
@@ -58,7 +60,7 @@ impl Machine {
             memory_gb: kilobytes.unwrap_or(0.0) * 1024.0 / 1e9,
             system: field(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| std::env::consts::OS.to_owned()),
             date: line("date", &["-u", "+%Y-%m-%d"]),
-            revision: line("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
+            revision: line("git", &["rev-parse", "--short", "HEAD"]) + if changed { "-dirty" } else { "" },
             rustc: line("rustc", &["--version"]),
             torch,
         })

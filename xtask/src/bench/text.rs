@@ -33,8 +33,19 @@ pub fn score(bench: &Bench) -> Result<Section> {
         let (model, data, out) = (bench.path("text"), bench.path("texts_160.jsonl"), bench.path("scores.jsonl"));
         let batch = BATCH.to_string();
         bench.vidtune(&[
-            "score", "--model", &model, "--data", &data, "--batch-size", &batch, "--dtype", "bf16", "--out", &out,
-            "--log-format", "json",
+            "score",
+            "--model",
+            &model,
+            "--data",
+            &data,
+            "--batch-size",
+            &batch,
+            "--dtype",
+            "bf16",
+            "--out",
+            &out,
+            "--log-format",
+            "json",
         ])
     };
     let ours = || {
