@@ -63,6 +63,12 @@ impl<'a> Contender<'a> {
     pub fn new(name: impl Into<String>, run: impl Fn() -> Result<Value> + 'a) -> Contender<'a> {
         Contender { name: name.into(), run: Box::new(run) }
     }
+
+    /// A contender that is one command; none where there is no such command.
+    pub fn command(name: impl Into<String>, make: impl Fn() -> Option<Command> + 'a) -> Option<Contender<'a>> {
+        make()?;
+        Some(Contender::new(name, move || make().map_or(Ok(Value::Null), |mut command| measure(&mut command))))
+    }
 }
 
 /// What every contender gave, by name, in the order of the rounds.

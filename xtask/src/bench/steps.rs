@@ -45,7 +45,7 @@ pub fn bf16(bench: &Bench) -> Result<Section> {
 /// f32 beside f32.
 pub fn f32(bench: &Bench) -> Result<Section> {
     let aims = Aims { full: [Some(Aim::Ratio(0.6, None)), None], lora: [Some(Aim::Ratio(0.5, None)), None] };
-    section(bench, "f32", "step-f32", "Decoder step in f32", &aims, bench.rounds(2))
+    section(bench, "f32", "step-f32", "Decoder step in f32", &aims, 1)
 }
 
 /// A run of `vidtune bench step`.
@@ -102,18 +102,14 @@ fn section(
     };
     let mut contenders = Vec::new();
     for method in ["full", "lora"] {
-        contenders
-            .push(Contender::new(format!("vidtune {method}"), move || runs::measure(&mut vidtune(method, source))));
-        if torch(method).is_some() {
-            let run = move || torch(method).map_or(Ok(Value::Null), |mut command| runs::measure(&mut command));
-            contenders.push(Contender::new(format!("PyTorch {method}"), run));
-        }
+        contenders.extend(Contender::command(format!("vidtune {method}"), move || Some(vidtune(method, source))));
+        contenders.extend(Contender::command(format!("PyTorch {method}"), move || torch(method)));
     }
     let mut outcomes = runs::alternate(rounds, &contenders)?;
     if from_file {
         // For its memory alone, which does not change from run to run.
-        let random = || runs::measure(&mut ours(bench, &config, "lora", dtype, SEQ, 2));
-        outcomes.join(runs::alternate(1, &[Contender::new("vidtune lora random", random)])?);
+        let random = Contender::command("vidtune lora random", || Some(ours(bench, &config, "lora", dtype, SEQ, 2)));
+        outcomes.join(runs::alternate(1, random.as_slice())?);
     }
     let mut figures = Vec::new();
     for (method, aims) in [("full", &aims.full), ("lora", &aims.lora)] {

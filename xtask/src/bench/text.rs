@@ -27,7 +27,7 @@ fn multiplied(layers: usize) -> f64 {
 /// A forward pass with loss over 32 packed records.
 pub fn score(bench: &Bench) -> Result<Section> {
     bench.made()?;
-    let rounds = bench.rounds(3);
+    let rounds = bench.rounds(2);
     let folder = bench.dir.to_string_lossy().into_owned();
     let command = || {
         let (model, data, out) = (bench.path("text"), bench.path("texts_160.jsonl"), bench.path("scores.jsonl"));
@@ -59,10 +59,7 @@ pub fn score(bench: &Bench) -> Result<Section> {
     };
     let torch = || bench.torch("bench_text.py", &["score", &folder, "--repeats", "3"]);
     let mut contenders = vec![Contender::new("vidtune", ours)];
-    if torch().is_some() {
-        let run = move || torch().map_or(Ok(Value::Null), |mut command| runs::measure(&mut command));
-        contenders.push(Contender::new("PyTorch", run));
-    }
+    contenders.extend(Contender::command("PyTorch", torch));
     let outcomes = runs::alternate(rounds, &contenders)?;
     let path = bench.dir.join("texts.json");
     let text = std::fs::read_to_string(&path).map_err(|error| cannot("read", &path, &error))?;
@@ -144,10 +141,7 @@ pub fn generate(bench: &Bench) -> Result<Section> {
     let (long, short) = (LONG.to_string(), SHORT.to_string());
     let torch = || bench.torch("bench_text.py", &["generate", &folder, "--tokens", &long, "--short", &short]);
     let mut contenders = vec![Contender::new("vidtune", ours)];
-    if torch().is_some() {
-        let run = || torch().map_or(Ok(Value::Null), |mut command| runs::measure(&mut command));
-        contenders.push(Contender::new("PyTorch", run));
-    }
+    contenders.extend(Contender::command("PyTorch", torch));
     let outcomes = runs::alternate(rounds, &contenders)?;
     let weights = 2.0 * multiplied(24);
     // Keys and values of two heads of 64 in 24 layers, over the answer's mean length.
@@ -179,8 +173,8 @@ pub fn generate(bench: &Bench) -> Result<Section> {
             floor: Some(Floor { value: 1.0, how: "all of it".to_owned() }),
             cause: median(&rates).map_or(String::new(), |rate| {
                 format!(
-                    "A token takes {:.1} ms, reading its {:.2} GB alone would take {:.1} ms; the rest is arithmetic that memory does not hide and \
-                     the start of each operator on every thread.",
+                    "A token takes {:.1} ms, reading its {:.2} GB alone would take {:.1} ms; the rest is everything that reading does not \
+                     hide.",
                     1e3 / rate,
                     bytes / 1e9,
                     1e3 * bytes / bandwidth

@@ -221,9 +221,7 @@ fn torch(bench: &Bench, training: Training) -> Option<Command> {
 }
 
 fn theirs<'a>(bench: &'a Bench, name: &str, training: Training) -> Option<Contender<'a>> {
-    torch(bench, training)?;
-    let run = move || torch(bench, training).map_or(Ok(Value::Null), |mut command| runs::measure(&mut command));
-    Some(Contender::new(name, run))
+    Contender::command(name, move || torch(bench, training))
 }
 
 fn commands(bench: &Bench, training: Training) -> Vec<String> {
