@@ -161,8 +161,8 @@ fn frames(bench: &Bench, config: &str) -> Result<(String, Vec<Value>)> {
 /// The longer the step, the less its first one differs from the others.
 fn steps_for(tokens: usize) -> usize {
     match tokens {
-        ..=2048 => 3,
-        ..=4096 => 2,
+        0..=2048 => 3,
+        2049..=4096 => 2,
         _ => 1,
     }
 }
