@@ -89,7 +89,7 @@ pub fn clips(bench: &Bench) -> Result<Section> {
     let small = Training {
         model: "small",
         data: "clips",
-        steps: if bench.quick { 8 } else { 12 },
+        steps: if bench.quick { 8 } else { 10 },
         warm: 2,
         batch: 2,
         recompute: false,
