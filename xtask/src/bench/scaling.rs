@@ -62,7 +62,7 @@ fn threads(bench: &Bench, config: &str) -> Result<(String, Vec<Value>)> {
                 machine: bench.machine.clone(),
                 quick: bench.quick,
             };
-            let result = runs::measure(&mut steps::ours(&one, config, method, "bf16", 1024, 3))?;
+            let result = runs::measure(&mut steps::ours(&one, config, method, "bf16", 1024, 5))?;
             *slot = number(&result, "step_s");
             runs_made.push(json!({ "threads": count, "method": method, "run": result }));
         }
