@@ -40,23 +40,31 @@ def arguments():
     return parser.parse_args()
 
 
-try:
+def decoder_for(path):
+    """The function that reads clips: torchcodec's where it can open this one, else PyAV's."""
+    try:
+        from torchcodec.decoders import VideoDecoder
+
+        # torchcodec loads the system's FFmpeg at its first use; PyAV brings its own.
+        VideoDecoder(path)
+    except (ImportError, RuntimeError):
+        return with_pyav
+    return with_torchcodec
+
+
+def with_torchcodec(path):
+    """Evenly spread frames of a clip, one thread, as a list of uint8 tensors (channel, height, width)."""
     from torchcodec.decoders import VideoDecoder
 
-    DECODER = "torchcodec"
-except (ImportError, RuntimeError):
-    # torchcodec loads the system's FFmpeg; PyAV brings its own.
+    decoder = VideoDecoder(path, num_ffmpeg_threads=1)
+    total = len(decoder)
+    return list(decoder.get_frames_at([i * total // NUM_FRAMES for i in range(NUM_FRAMES)]).data)
+
+
+def with_pyav(path):
+    """The same."""
     import av
 
-    DECODER = "pyav"
-
-
-def decode(path):
-    """Evenly spread frames of a clip, one thread, as a list of uint8 tensors (channel, height, width)."""
-    if DECODER == "torchcodec":
-        decoder = VideoDecoder(path, num_ffmpeg_threads=1)
-        total = len(decoder)
-        return list(decoder.get_frames_at([i * total // NUM_FRAMES for i in range(NUM_FRAMES)]).data)
     with av.open(path) as container:
         stream = container.streams.video[0]
         stream.thread_count, stream.thread_type = 1, "NONE"
@@ -71,6 +79,8 @@ class Records(torch.utils.data.Dataset):
     def __init__(self, folder, data, processor, length):
         self.folder, self.processor, self.length = folder / data, processor, length
         self.rows = [json.loads(line) for line in open(folder / f"{data}.jsonl")]
+        first = self.rows[0]["video"]
+        self.decode = None if isinstance(first, list) else decoder_for(str(self.folder / first))
 
     def __len__(self):
         return self.length
@@ -78,7 +88,7 @@ class Records(torch.utils.data.Dataset):
     def frames(self, row):
         if isinstance(row["video"], list):
             return [Image.open(self.folder / name).convert("RGB") for name in row["video"]]
-        return decode(str(self.folder / row["video"]))
+        return self.decode(str(self.folder / row["video"]))
 
     def __getitem__(self, index):
         row = self.rows[index % len(self.rows)]
@@ -153,7 +163,7 @@ def main():
         "peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "input_tokens": tokens,
         "losses": losses,
-        "decoder": DECODER if args.data == "clips" else "pillow",
+        "decoder": records.decode.__name__.removeprefix("with_") if records.decode else "pillow",
         "trainable": sum(p.numel() for p in train),
     }
     print(json.dumps(result))

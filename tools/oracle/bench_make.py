@@ -189,7 +189,7 @@ def make_texts(folder, tokenizer):
             low, high = (middle + 1, high) if input_length(tokenizer, turns) < length else (low, middle)
         turns[1]["content"] = words[:low]
         rows.append({"messages": turns, "id": i, "tokens": input_length(tokenizer, turns)})
-    for count in (32, 64, 160):
+    for count in (32, 160):
         many = [{"id": f"t{i}", "messages": rows[i % 32]["messages"]} for i in range(count)]
         write_lines(folder / f"texts_{count}.jsonl", many)
     (folder / "texts.json").write_text(json.dumps({"tokens": sum(row["tokens"] for row in rows), "records": 32}))

@@ -5,7 +5,9 @@ use std::path::Path;
 
 use anyhow::Result;
 use serde::Serialize;
+use serde_json::{Value, json};
 
+use crate::args::DtypeChoice;
 use crate::console::Console;
 
 /// Writes `bytes` to `path`, whole or not at all, or to stdout. Missing folders of `path` are made.
@@ -55,4 +57,17 @@ pub fn print_json(value: &impl Serialize) -> Result<()> {
     let mut bytes = serde_json::to_vec(value)?;
     bytes.push(b'\n');
     write(None, &bytes)
+}
+
+/// Measured figures as one line of JSON on stdout, with the threads and the number format that they hold for.
+///
+/// # Errors
+/// Stdout is closed.
+pub fn print_figures(figures: &impl Serialize, dtype: DtypeChoice) -> Result<()> {
+    let mut line = serde_json::to_value(figures)?;
+    if let Value::Object(fields) = &mut line {
+        fields.insert("threads".to_owned(), json!(tensor::num_threads()));
+        fields.insert("dtype".to_owned(), json!(dtype.word()));
+    }
+    print_json(&line)
 }

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use memmap2::Mmap;
 use serde::Deserialize;
@@ -49,6 +50,8 @@ pub struct SafeTensors {
     entries: Vec<Entry>,
     by_name: HashMap<String, usize>,
     metadata: Vec<(String, String)>,
+    /// The tensor that `get` gave last, counted from 1; 0 before the first.
+    given: AtomicUsize,
 }
 
 #[derive(Debug, PartialEq)]
@@ -79,7 +82,8 @@ impl SafeTensors {
         let map = unsafe { Mmap::map(&file) }.map_err(|e| HubError::io("map", path, e))?;
         let (entries, metadata, data_start) = parse(&map).map_err(bad)?;
         let by_name = entries.iter().enumerate().map(|(i, e)| (e.name.clone(), i)).collect();
-        Ok(SafeTensors { path: path.to_path_buf(), map, data_start, entries, by_name, metadata })
+        let given = AtomicUsize::new(0);
+        Ok(SafeTensors { path: path.to_path_buf(), map, data_start, entries, by_name, metadata, given })
     }
 
     /// The file this was read from.
@@ -94,9 +98,15 @@ impl SafeTensors {
         names
     }
 
-    /// The tensor of this name.
+    /// The tensor of this name. The memory that the one asked for before took is given back, so that whoever copies a file
+    /// tensor by tensor never holds it twice; a view of it stays good, its bytes are then read from the file again.
     pub fn get(&self, name: &str) -> Option<TensorView<'_>> {
-        self.by_name.get(name).map(|&i| self.view(&self.entries[i]))
+        let index = *self.by_name.get(name)?;
+        let before = self.given.swap(index + 1, Ordering::Relaxed);
+        if before != 0 && before != index + 1 {
+            self.release(&self.entries[before - 1]);
+        }
+        Some(self.view(&self.entries[index]))
     }
 
     /// All tensors in the order of their data in the file.
@@ -123,6 +133,20 @@ impl SafeTensors {
     pub fn data_bytes(&self) -> u64 {
         (self.map.len() - self.data_start) as u64
     }
+
+    /// Takes the pages of a tensor out of this process's memory. They stay in the system's cache of files.
+    #[cfg(unix)]
+    fn release(&self, entry: &Entry) {
+        let (start, length) = (self.data_start + entry.start, entry.end - entry.start);
+        if length > 0 {
+            // SAFETY: nobody writes to this map, so that a page that is read again holds the file's bytes as before.
+            // A system that refuses keeps the pages, which costs memory alone.
+            let _ = unsafe { self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, length) };
+        }
+    }
+
+    #[cfg(not(unix))]
+    fn release(&self, _: &Entry) {}
 
     fn view<'a>(&'a self, entry: &'a Entry) -> TensorView<'a> {
         TensorView {

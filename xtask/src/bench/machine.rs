@@ -1,4 +1,4 @@
-//! What the figures were measured on: processor, memory, versions, date, and how fast memory is read.
+//! What the figures were measured on: processor, memory, versions, date, how fast memory is read and products are made.
 //! It measures no work.
 
 use std::path::Path;
@@ -24,7 +24,7 @@ pub struct Machine {
 }
 
 impl Machine {
-    /// Looks around, and measures the bandwidth where PyTorch is there to do it.
+    /// Looks around, and measures bandwidth and products where PyTorch is there to do it.
     pub fn look(python: Option<&Path>, threads: usize) -> Result<Machine> {
         let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
         let field = |text: &str, name: &str| {
@@ -44,6 +44,8 @@ impl Machine {
             let text = process::capture(Command::new(program).args(args).current_dir(process::root()));
             text.map(|text| text.trim().to_owned()).unwrap_or_default()
         };
+        // What was built and run: pages of text do not change it, and this command writes one.
+        let changed = !line("git", &["status", "--porcelain", "--untracked-files=no", "--", ".", ":!*.md"]).is_empty();
         let torch = match python {
             None => Value::Null,
             Some(python) => {
@@ -58,7 +60,7 @@ impl Machine {
             memory_gb: kilobytes.unwrap_or(0.0) * 1024.0 / 1e9,
             system: field(&read("/etc/os-release"), "PRETTY_NAME").unwrap_or_else(|| std::env::consts::OS.to_owned()),
             date: line("date", &["-u", "+%Y-%m-%d"]),
-            revision: line("git", &["describe", "--always", "--dirty", "--exclude", "*"]),
+            revision: line("git", &["rev-parse", "--short", "HEAD"]) + if changed { "-dirty" } else { "" },
             rustc: line("rustc", &["--version"]),
             torch,
         })
@@ -78,8 +80,12 @@ impl Machine {
             known.collect::<Vec<_>>().join(", ")
         });
         let bandwidth = self.bandwidth().map(|rate| format!(" Memory is read at {:.1} GB/s.", rate / 1e9));
+        let product = |dtype| Some(self.torch.get("gemm_flops_per_s")?.get(dtype)?.as_f64()? / 1e9);
+        let products = product("f32").zip(product("bf16")).map(|(single, half)| {
+            format!(" PyTorch multiplies squares of 2048 at {single:.0} GFLOP/s in f32 and {half:.0} in bf16.")
+        });
         format!(
-            "{}, {}, {} cores, {:.0} GB, {}; {threads} threads; vidtune {}, {}; {}.{}",
+            "{}, {}, {} cores, {:.0} GB, {}; {threads} threads; vidtune {}, {}; {}.{}{}",
             self.date,
             self.processor,
             self.cores,
@@ -89,6 +95,7 @@ impl Machine {
             self.rustc,
             versions.unwrap_or_else(|| "PyTorch was not there, its column is left out".to_owned()),
             bandwidth.unwrap_or_default(),
+            products.unwrap_or_default(),
         )
     }
 

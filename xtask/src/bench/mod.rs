@@ -59,6 +59,7 @@ struct Options {
     dir: Option<PathBuf>,
     out: Option<PathBuf>,
     docs: Option<PathBuf>,
+    no_docs: bool,
 }
 
 /// Runs the works that were asked for.
@@ -89,6 +90,10 @@ pub fn run(args: &[String]) -> Result<()> {
     fs::create_dir_all(&dir).map_err(|error| cannot("create", &dir, &error))?;
     let python = find_python(options.python.as_deref());
     let machine = Machine::look(python.as_deref(), options.threads)?;
+    // Without PyTorch there is nothing to compare: the page keeps what it has unless it was named.
+    let keep = options.quick || (python.is_none() && options.docs.is_none());
+    let docs = options.docs.or_else(|| Some(process::root().join("docs").join("bench.md")));
+    let docs = docs.filter(|_| !keep && !options.no_docs);
     let bench = Bench { binary, python, quick: options.quick, threads: options.threads, dir, machine };
     let begin = Instant::now();
     let mut sections = Vec::new();
@@ -102,7 +107,7 @@ pub fn run(args: &[String]) -> Result<()> {
         let place = format!("{} {load} This part took {seconds} s.", bench.machine.describe(bench.threads));
         let body = section.to_markdown(&place);
         eprintln!("\n{body}");
-        if let Some(docs) = options.docs.as_deref().filter(|_| !options.quick) {
+        if let Some(docs) = &docs {
             let page = fs::read_to_string(docs).map_err(|error| cannot("read", docs, &error))?;
             fs::write(docs, table::replace(&page, section.name, &body))
                 .map_err(|error| cannot("write", docs, &error))?;
@@ -125,7 +130,8 @@ fn usage() -> String {
     for work in &WORKS {
         text += &format!("\n  {:<10} {}", work.name, work.about);
     }
-    text + "\n\n--python names a Python with torch, transformers, peft, torchcodec and PyAV (python3 otherwise); without one only vidtune is measured.\n\
+    text + "\n\n--python names a Python with torch, transformers, peft, torchcodec and PyAV (python3 otherwise); without one only vidtune is measured,\n\
+        and the page stays as it is unless --docs names one.\n\
         --quick takes fewer rounds and leaves the page alone; --binary measures a binary that is there instead of building one.\n\
         Checkpoints and clips are made once in --dir (target/bench); results go to --out or stdout, and to docs/bench.md."
 }
@@ -139,7 +145,8 @@ fn parse(args: &[String]) -> Result<Options> {
         threads: 2,
         dir: None,
         out: None,
-        docs: Some(process::root().join("docs").join("bench.md")),
+        docs: None,
+        no_docs: false,
     };
     let mut args = args.iter();
     while let Some(arg) = args.next() {
@@ -150,7 +157,7 @@ fn parse(args: &[String]) -> Result<Options> {
         };
         match arg.as_str() {
             "--quick" => options.quick = true,
-            "--no-docs" => options.docs = None,
+            "--no-docs" => options.no_docs = true,
             "--binary" => options.binary = Some(value()?.into()),
             "--python" => options.python = Some(value()?.into()),
             "--dir" => options.dir = Some(value()?.into()),
@@ -192,10 +199,10 @@ fn find_python(named: Option<&Path>) -> Option<PathBuf> {
 }
 
 impl Bench {
-    /// The binary under test with its number of threads, quiet, as a command to add to.
+    /// The binary under test with its number of threads, as a command to add to.
     fn vidtune(&self, args: &[&str]) -> Command {
         let mut command = Command::new(&self.binary);
-        command.args(args).args(["--threads", &self.threads.to_string(), "-qq"]);
+        command.args(args).args(["--threads", &self.threads.to_string()]);
         command
     }
 
@@ -288,7 +295,7 @@ mod tests {
     fn options_are_known_or_refused() {
         let given = options("--only llava,score --only clips --threads 4 --python /p --out o.json --no-docs").unwrap();
         assert_eq!(given.only, ["llava", "score", "clips"]);
-        assert_eq!((given.threads, given.docs, given.quick), (4, None, false));
+        assert_eq!((given.threads, given.no_docs, given.quick), (4, true, false));
         let refused = |line: &str| options(line).err().unwrap().message;
         assert!(refused("--only lava").contains("`lava`"));
         assert!(refused("--threads 0").contains("`--threads 0`"));

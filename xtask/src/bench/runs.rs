@@ -16,8 +16,8 @@ const POLL: Duration = Duration::from_millis(10);
 /// How many lines of a failed program's messages are shown.
 const SHOWN_LINES: usize = 12;
 
-/// Runs a program and gives the JSON object of its last line, with `wall_s` and `resident_peak_bytes` added.
-/// A program that prints no JSON gives an object with those two alone.
+/// Runs a program and gives the JSON object of its last line of output, else of its last message, with `wall_s` and
+/// `resident_peak_bytes` added. A program that prints no JSON gives an object with those two alone.
 pub fn measure(command: &mut Command) -> Result<Value> {
     let shown = super::shown(command);
     let begin = Instant::now();
@@ -45,10 +45,8 @@ pub fn measure(command: &mut Command) -> Result<Value> {
         let tail = lines[lines.len().saturating_sub(SHOWN_LINES)..].join("\n  ");
         return Err(Failure::new(format!("`{shown}` failed ({status}):\n  {tail}")));
     }
-    let mut result = out.lines().rev().find_map(|line| serde_json::from_str::<Value>(line).ok()).unwrap_or(json!({}));
-    if !result.is_object() {
-        result = json!({ "printed": result });
-    }
+    let object = |line| serde_json::from_str::<Value>(line).ok().filter(Value::is_object);
+    let mut result = out.lines().rev().chain(err.lines().rev()).find_map(object).unwrap_or(json!({}));
     result["wall_s"] = json!(wall_s);
     result["resident_peak_bytes"] = json!(peak);
     Ok(result)
@@ -64,6 +62,12 @@ impl<'a> Contender<'a> {
     /// A contender; `run` measures it once.
     pub fn new(name: impl Into<String>, run: impl Fn() -> Result<Value> + 'a) -> Contender<'a> {
         Contender { name: name.into(), run: Box::new(run) }
+    }
+
+    /// A contender that is one command; none where there is no such command.
+    pub fn command(name: impl Into<String>, make: impl Fn() -> Option<Command> + 'a) -> Option<Contender<'a>> {
+        make()?;
+        Some(Contender::new(name, move || make().map_or(Ok(Value::Null), |mut command| measure(&mut command))))
     }
 }
 
@@ -173,11 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn a_program_gives_its_last_line_of_json() {
+    fn a_program_gives_its_last_object() {
         let script = "echo noise; echo '{\"x\": 1}'; echo '{\"x\": 2}'; echo more noise";
         let value = measure(Command::new("sh").args(["-c", script])).unwrap();
         assert_eq!(value["x"], 2);
         assert!(value["wall_s"].as_f64().is_some_and(|s| s > 0.0));
+        let messages = "echo '{\"x\": 3}' >&2; echo more noise >&2; echo 7";
+        assert_eq!(measure(Command::new("sh").args(["-c", messages])).unwrap()["x"], 3);
         let failure = measure(Command::new("sh").args(["-c", "echo reason >&2; exit 3"])).unwrap_err();
         assert!(failure.message.contains("reason"), "{}", failure.message);
     }

@@ -9,7 +9,7 @@ use crate::bench::runs;
 use crate::process::Result;
 
 const LENGTHS: [usize; 5] = [512, 1024, 2048, 4096, 8192];
-const FRAMES: [usize; 4] = [1, 4, 16, 64];
+const FRAMES: [usize; 5] = [1, 4, 8, 16, 64];
 const TOKENS_A_FRAME: usize = 196;
 
 /// All three tables.
@@ -20,14 +20,17 @@ pub fn run(bench: &Bench) -> Result<Section> {
     let (lengths, length_runs) = lengths(bench, &config)?;
     let (frames, frame_runs) = frames(bench, &llava)?;
     let commands = [
-        steps::ours(bench, &config, "lora", "bf16", 8192, 3),
-        steps::ours(bench, &llava, "lora", "bf16", sequence(64), 3),
+        steps::ours(bench, &config, "lora", "bf16", 2048, steps_for("lora", 2048)),
+        steps::ours(bench, &llava, "lora", "bf16", sequence(8), steps_for("lora", sequence(8))),
     ];
     Ok(Section {
         name: "scaling",
         title: "Threads, sequence length, frames",
         text: vec![
-            "vidtune alone, bf16, random weights, the decoder of the step above; memory is the process's largest resident size.".to_owned(),
+            "vidtune alone, bf16, random weights, the decoder of the step above. Memory is the process's largest resident size until the end of \
+             the steps, buffers what the engine counted of it; \"recomputing\" computes each block again in the backward pass. Single runs of 3 steps \
+             without the first, above 2048 tokens of 2 steps with it, above 4096 of one (2 under full)."
+                .to_owned(),
         ],
         commands: commands.iter().map(shown).collect(),
         figures: Vec::new(),
@@ -71,66 +74,99 @@ fn threads(bench: &Bench, config: &str) -> Result<(String, Vec<Value>)> {
     Ok((table, runs_made))
 }
 
+/// A way of training whose growth with the sequence is measured.
+const WAYS: [(&str, &str, bool); 3] =
+    [("LoRA", "lora", false), ("LoRA, recomputing", "lora", true), ("full", "full", false)];
+
 fn lengths(bench: &Bench, config: &str) -> Result<(String, Vec<Value>)> {
     let lengths = if bench.quick { &LENGTHS[..3] } else { &LENGTHS[..] };
-    let mut table =
-        "| tokens (LoRA) | step | memory | engine's buffers | step, recomputing | memory | engine's buffers |\n\
-                     |---|---|---|---|---|---|---|\n"
-            .to_owned();
+    let mut table = "| tokens |".to_owned();
+    for (name, ..) in WAYS {
+        table += &format!(" {name}: step | memory | buffers |");
+    }
+    table += &format!("\n|---|{}\n", "---|".repeat(3 * WAYS.len()));
     let mut runs_made = Vec::new();
-    let mut points = [Vec::new(), Vec::new()];
+    let mut points = [const { Vec::new() }; WAYS.len()];
     for length in lengths {
         table += &format!("| {length} |");
-        for (recompute, points) in [false, true].into_iter().zip(&mut points) {
-            let mut command = steps::ours(bench, config, "lora", "bf16", *length, 3);
+        for ((name, method, recompute), points) in WAYS.into_iter().zip(&mut points) {
+            let mut command = steps::ours(bench, config, method, "bf16", *length, steps_for(method, *length));
             if recompute {
                 command.arg("--recompute");
             }
             let result = runs::measure(&mut command)?;
-            let (counted, resident) = (number(&result, "peak_memory_bytes"), number(&result, "process_peak_bytes"));
-            points.push((*length as f64, counted));
+            let (resident, counted) = (number(&result, "process_peak_bytes"), number(&result, "peak_memory_bytes"));
+            points.push((*length as f64, resident, counted));
             let cells = [
                 with_unit(number(&result, "step_s"), Unit::Seconds),
                 with_unit(resident, Unit::Bytes),
                 with_unit(counted, Unit::Bytes),
             ];
             table += &format!(" {} |", cells.join(" | "));
-            runs_made.push(json!({ "tokens": length, "recompute": recompute, "run": result }));
+            runs_made.push(json!({ "tokens": length, "way": name, "run": result }));
         }
         table.push('\n');
         eprintln!("  {length} tokens");
     }
-    for (points, how) in points.iter().zip(["keeping", "recomputing"]) {
-        let (start, slope, worst) = line(points);
-        table += &format!(
-            "\nBuffers when {how}: {:.2} GB and {:.0} kB a token; no point lies more than {:.1} % off that line.\n",
-            start / 1e9,
-            slope / 1e3,
-            100.0 * worst
-        );
+    table += "\nMemory against tokens, by least squares:\n\n";
+    for (points, (name, ..)) in points.iter().zip(WAYS) {
+        table += &format!("- {name}: {}.\n", growth(points, "token", 1e3, "kB"));
     }
     Ok((table, runs_made))
 }
 
+/// The lines through resident size and counted buffers, in words.
+fn growth(points: &[(f64, f64, f64)], each: &str, scale: f64, unit: &str) -> String {
+    let say = |value: fn(&(f64, f64, f64)) -> f64| {
+        let (start, slope, worst) = line(&points.iter().map(|point| (point.0, value(point))).collect::<Vec<_>>());
+        let percent = 100.0 * worst;
+        format!(
+            "{:.2} GB and {:.0} {unit} a {each} (no point more than {percent:.1} % off)",
+            start / 1e9,
+            slope / scale
+        )
+    };
+    format!("{} resident, {} in buffers", say(|point| point.1), say(|point| point.2))
+}
+
 fn frames(bench: &Bench, config: &str) -> Result<(String, Vec<Value>)> {
-    let counts = if bench.quick { &FRAMES[..3] } else { &FRAMES[..] };
-    let mut table = "| frames (LLaVA, LoRA) | tokens | step | memory | GFLOP/s |\n|---|---|---|---|---|\n".to_owned();
-    let mut runs_made = Vec::new();
+    let counts = if bench.quick { &FRAMES[..4] } else { &FRAMES[..] };
+    let mut table =
+        "| frames (LLaVA, LoRA) | tokens | step | memory | buffers | GFLOP/s |\n|---|---|---|---|---|---|\n".to_owned();
+    let (mut runs_made, mut points) = (Vec::new(), Vec::new());
     for count in counts {
         let length = sequence(*count);
-        let result = runs::measure(&mut steps::ours(bench, config, "lora", "bf16", length, 3))?;
+        let result = runs::measure(&mut steps::ours(bench, config, "lora", "bf16", length, steps_for("lora", length)))?;
+        let (resident, counted) = (number(&result, "process_peak_bytes"), number(&result, "peak_memory_bytes"));
+        points.push((*count as f64, resident, counted));
         table += &format!(
-            "| {} | {length} | {} | {} | {:.0} |\n",
+            "| {} | {length} | {} | {} | {} | {:.0} |\n",
             number(&result, "images"),
             with_unit(number(&result, "step_s"), Unit::Seconds),
-            with_unit(number(&result, "process_peak_bytes"), Unit::Bytes),
+            with_unit(resident, Unit::Bytes),
+            with_unit(counted, Unit::Bytes),
             number(&result, "gflops_per_s"),
         );
         eprintln!("  {count} frames");
         runs_made.push(json!({ "frames": count, "run": result }));
     }
-    table += "\nThe tower of the LLaVA above (12 x 768, frozen) before the 4 layers of the decoder; one eighth of the tokens is text.\n";
+    table += &format!(
+        "\nThe tower of the LLaVA above (12 x 768, frozen) before the 4 layers of the decoder; one eighth of the tokens is text. Memory against \
+         frames: {}.\n",
+        growth(&points, "frame", 1e6, "MB")
+    );
     Ok((table, runs_made))
+}
+
+/// The longer the step, the less its first one differs from the others. Under `full` it lacks the optimizer's state, which
+/// is made at its end and belongs to the largest size.
+fn steps_for(method: &str, tokens: usize) -> usize {
+    match tokens {
+        0..=2048 => 3,
+        2049..=4096 => 2,
+        _ if method == "full" => 2,
+        _ => 1,
+    }
 }
 
 /// The shortest sequence in which `bench step` finds room for so many frames: it leaves an eighth to text.

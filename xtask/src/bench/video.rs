@@ -1,6 +1,7 @@
 //! Training a LLaVA: the step on frames that are there, and the whole way from mp4 files. Owns the plans that are run and
 //! what is read from `metrics.jsonl`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Command;
 
@@ -10,6 +11,9 @@ use super::runs::{self, Contender, Outcomes, median};
 use super::table::{Aim, Figure, Floor, Section, Unit};
 use super::{Bench, cannot, shown, steps};
 use crate::process::{Failure, Result};
+
+/// How many operators an explanation names.
+const SHOWN: usize = 7;
 
 /// One training run, ours or theirs.
 #[derive(Clone, Copy)]
@@ -28,9 +32,9 @@ struct Training {
 /// The step on 8 PNG frames, without and with gradient checkpointing.
 pub fn llava(bench: &Bench) -> Result<Section> {
     bench.made()?;
-    let (rounds, steps) = (bench.rounds(2), 4);
+    let (rounds, steps) = (bench.rounds(2), 3);
     let plain = Training { model: "paper", data: "frames", steps, warm: 1, batch: 1, recompute: false };
-    let saving = Training { recompute: true, ..plain };
+    let saving = Training { recompute: true, steps: 2, ..plain };
     let mut contenders = vec![Contender::new("vidtune", || ours(bench, plain))];
     contenders.extend(theirs(bench, "PyTorch", plain));
     let mut outcomes = runs::alternate(rounds, &contenders)?;
@@ -68,14 +72,14 @@ pub fn llava(bench: &Bench) -> Result<Section> {
     let text = format!(
         "SigLIP 12 x 768 (224 px, 196 tokens a frame, frozen), Qwen2 24 x 896 (14 and 2 heads, 4864), vocabulary 32000, bf16, LoRA of rank 16 on \
          the decoder's q, k, v and o, AdamW; one record of 8 PNG frames and about 90 tokens of text a step. PyTorch: transformers and peft with \
-         fused attention and AdamW. Medians of {rounds} rounds (one with checkpointing) of {steps} steps without the first; memory is the process's largest resident \
+         fused attention and AdamW. Medians of {rounds} rounds of {steps} steps without the first (with checkpointing one of 2); memory is the process's largest resident \
          size from start to end. \"checkpointing\": each block computed again in the backward pass."
     );
     Ok(Section {
         name: "llava",
         title: "LLaVA step",
         text: vec![text, agreement(&outcomes, "vidtune", "PyTorch")],
-        commands: commands(bench, plain),
+        commands: commands(bench, plain)?,
         figures,
         tables: Vec::new(),
         raw: outcomes.to_json(),
@@ -89,12 +93,12 @@ pub fn clips(bench: &Bench) -> Result<Section> {
     let small = Training {
         model: "small",
         data: "clips",
-        steps: if bench.quick { 8 } else { 26 },
+        steps: if bench.quick { 8 } else { 10 },
         warm: 2,
         batch: 2,
         recompute: false,
     };
-    let paper = Training { model: "paper", steps: 4, warm: 1, batch: 1, ..small };
+    let paper = Training { model: "paper", steps: 3, warm: 1, batch: 1, ..small };
     let contenders = |training: Training| {
         let ours = Contender::new(format!("vidtune {}", training.model), move || ours(bench, training));
         let theirs = theirs(bench, &format!("PyTorch {}", training.model), training);
@@ -145,7 +149,7 @@ pub fn clips(bench: &Bench) -> Result<Section> {
         name: "clips",
         title: "From mp4 files to optimizer steps",
         text: vec![text, agreement(&outcomes, "vidtune small", "PyTorch small")],
-        commands: commands(bench, small),
+        commands: commands(bench, small)?,
         figures: figures.into(),
         tables: Vec::new(),
         raw: outcomes.to_json(),
@@ -177,16 +181,51 @@ fn ours(bench: &Bench, training: Training) -> Result<Value> {
         ("optimizer_s", "optimizer_time"),
         ("flops", "flops"),
         ("peak_memory_bytes", "peak_memory_bytes"),
-        ("input_tokens", "input_tokens"),
     ] {
         result[name] = json!(median(&field(field_name)));
     }
+    // Of the last step, as the script beside it tells them.
+    result["input_tokens"] = json!(field("input_tokens").last());
+    let trace = out.join("trace.json");
+    let text = fs::read_to_string(&trace).map_err(|error| cannot("read", &trace, &error))?;
+    let spans = serde_json::from_str(&text).map_err(|error| Failure::new(format!("`{}`: {error}", trace.display())))?;
+    let seconds = own_seconds(&spans);
+    let counted = (training.steps - training.warm) as f64;
+    result["operators"] = seconds.iter().map(|(name, total)| (name.clone(), json!(total / counted))).collect();
     result["losses"] = json!(lines.iter().filter_map(|line| line.get("loss")?.as_f64()).collect::<Vec<f64>>());
     Ok(result)
 }
 
+/// Seconds of the spans of a trace by name, without those of the spans inside of them; the longest first.
+fn own_seconds(trace: &Value) -> Vec<(String, f64)> {
+    let events = trace.get("traceEvents").and_then(Value::as_array).into_iter().flatten();
+    let mut spans: Vec<(u64, f64, f64, &str)> = events
+        .filter_map(|event| {
+            let number = |field: &str| event.get(field).and_then(Value::as_f64);
+            let thread = event.get("tid")?.as_u64()?;
+            Some((thread, number("ts")?, number("dur")?, event.get("name")?.as_str()?))
+        })
+        .collect();
+    spans.sort_by(|a, b| a.0.cmp(&b.0).then(a.1.total_cmp(&b.1)).then(b.2.total_cmp(&a.2)));
+    let mut own: BTreeMap<&str, f64> = BTreeMap::new();
+    let mut open: Vec<(u64, f64, &str)> = Vec::new();
+    for (thread, start, length, name) in spans {
+        while open.last().is_some_and(|(other, end, _)| *other != thread || *end <= start) {
+            open.pop();
+        }
+        if let Some((.., outer)) = open.last() {
+            *own.entry(outer).or_default() -= length / 1e6;
+        }
+        *own.entry(name).or_default() += length / 1e6;
+        open.push((thread, start + length, name));
+    }
+    let mut named: Vec<(String, f64)> = own.into_iter().map(|(name, seconds)| (name.to_owned(), seconds)).collect();
+    named.sort_by(|a, b| b.1.total_cmp(&a.1));
+    named
+}
+
 fn train(bench: &Bench, training: Training) -> Result<Command> {
-    let Training { model, data, steps, batch, recompute, .. } = training;
+    let Training { model, data, steps, batch, recompute, warm } = training;
     // JSON is YAML: paths need no quoting rules of our own.
     let plan = json!({
         "model": { "path": bench.path(model), "dtype": "bf16" },
@@ -205,7 +244,8 @@ fn train(bench: &Bench, training: Training) -> Result<Command> {
     });
     let name = format!("{model}-{data}{}.yaml", if recompute { "-checkpointing" } else { "" });
     let path = bench.write(&name, &format!("{plan:#}\n"))?;
-    Ok(bench.vidtune(&["train", &path]))
+    // The trace says which operators the counted steps spend their time in.
+    Ok(bench.vidtune(&["train", &path, "--profile", "--trace-steps", &format!("{}-{steps}", warm + 1)]))
 }
 
 fn torch(bench: &Bench, training: Training) -> Option<Command> {
@@ -220,16 +260,12 @@ fn torch(bench: &Bench, training: Training) -> Option<Command> {
 }
 
 fn theirs<'a>(bench: &'a Bench, name: &str, training: Training) -> Option<Contender<'a>> {
-    torch(bench, training)?;
-    let run = move || torch(bench, training).map_or(Ok(Value::Null), |mut command| runs::measure(&mut command));
-    Some(Contender::new(name, run))
+    Contender::command(name, move || torch(bench, training))
 }
 
-fn commands(bench: &Bench, training: Training) -> Vec<String> {
-    let plan = format!("{}-{}.yaml", training.model, training.data);
-    let mut lines = vec![format!("vidtune train BENCH/{plan} --threads {}", bench.threads)];
-    lines.extend(torch(bench, training).map(|command| shown(&command)));
-    lines
+fn commands(bench: &Bench, training: Training) -> Result<Vec<String>> {
+    let ours = train(bench, training)?;
+    Ok([Some(ours), torch(bench, training)].iter().flatten().map(shown).collect())
 }
 
 /// The seconds of a step's products, those of recomputed blocks among them, at the measured rate of a large one.
@@ -243,7 +279,20 @@ fn phases(outcomes: &Outcomes, name: &str) -> String {
     let part = |field: &str| Some(format!("{} {:.3} s", field.trim_end_matches("_s"), outcomes.median(name, field)?));
     let parts: Vec<String> =
         ["data_s", "forward_s", "backward_s", "optimizer_s"].into_iter().filter_map(part).collect();
-    format!("Ours by phase: {}.", parts.join(", "))
+    let operators = outcomes.first(name).and_then(|run| run.get("operators")?.as_object());
+    let mut operators: Vec<(&str, f64)> = operators
+        .into_iter()
+        .flatten()
+        .filter_map(|(name, seconds)| Some((name.as_str(), seconds.as_f64()?)))
+        .collect();
+    operators.sort_by(|a, b| b.1.total_cmp(&a.1));
+    let longest: Vec<String> =
+        operators.iter().take(SHOWN).map(|(name, seconds)| format!("{name} {seconds:.3} s")).collect();
+    format!(
+        "Ours by phase: {}; by operator, forward and backward (of the first round): {}.",
+        parts.join(", "),
+        longest.join(", ")
+    )
 }
 
 fn counted(outcomes: &Outcomes, name: &str) -> String {
@@ -252,7 +301,7 @@ fn counted(outcomes: &Outcomes, name: &str) -> String {
     })
 }
 
-/// Losses and tokens of the first step on both sides: the same work was done.
+/// The first step's loss and the last one's tokens on both sides: the same work was done.
 fn agreement(outcomes: &Outcomes, us: &str, them: &str) -> String {
     let first = |name: &str| {
         let run = outcomes.first(name)?;
@@ -260,8 +309,32 @@ fn agreement(outcomes: &Outcomes, us: &str, them: &str) -> String {
     };
     match (first(us), first(them)) {
         (Some((loss, tokens)), Some((their_loss, their_tokens))) => format!(
-            "First loss {loss:.3} beside {their_loss:.3}; {tokens:.0} input tokens a step beside {their_tokens:.0}."
+            "First loss {loss:.3} beside {their_loss:.3}; {tokens:.0} input tokens in the last step beside {their_tokens:.0}."
         ),
         _ => "PyTorch was not there to compare losses with.".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_span_counts_without_those_inside_of_it() {
+        let span = |name: &str, thread: u64, start: f64, seconds: f64| json!({ "name": name, "ph": "X", "tid": thread, "ts": start * 1e6, "dur": seconds * 1e6 });
+        let trace = json!({ "traceEvents": [
+            { "name": "process_name", "ph": "M", "pid": 1 },
+            span("linear", 1, 1.0, 2.0),
+            span("step", 1, 0.0, 10.0),
+            span("linear", 1, 4.0, 1.0),
+            span("tower", 1, 3.0, 5.0),
+            span("data", 2, 0.5, 0.25),
+        ] });
+        let found = own_seconds(&trace);
+        let expected = [("tower", 4.0), ("linear", 3.0), ("step", 3.0), ("data", 0.25)];
+        assert_eq!(found.len(), expected.len());
+        for ((name, seconds), (other, wanted)) in found.iter().zip(expected) {
+            assert!(name == other && (seconds - wanted).abs() < 1e-9, "{found:?}");
+        }
     }
 }

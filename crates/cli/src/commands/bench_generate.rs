@@ -6,7 +6,6 @@ use std::process::ExitCode;
 use anyhow::Result;
 use infer::{GenerateBench, bench_generate};
 use models::{LoadOptions, Model, ModelConfig};
-use serde_json::{Value, json};
 
 use crate::args::{BenchGenerateArgs, Common, DtypeChoice};
 use crate::console::{Console, bytes};
@@ -26,12 +25,7 @@ pub fn run(args: &BenchGenerateArgs, common: &Common, console: &Console) -> Resu
     let model = build(&args.config, dtype.dtype())?;
     let result = bench_generate(&model, &options)?;
     if args.json {
-        let mut line = serde_json::to_value(&result)?;
-        if let Value::Object(fields) = &mut line {
-            fields.insert("threads".to_owned(), json!(tensor::num_threads()));
-            fields.insert("dtype".to_owned(), json!(dtype.word()));
-        }
-        output::print_json(&line)?;
+        output::print_figures(&result, dtype)?;
     } else {
         let text = format!(
             "{:.1} tokens/s ({:.2} ms a step, {} of weights a step), {:.1} GB/s of weights, {:.0} % of the {:.1} GB/s that this machine reads; prompts in {:.3} s ({:.0} tokens/s)\n",

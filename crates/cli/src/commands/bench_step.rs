@@ -5,7 +5,6 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use hub::{Dtype, SafeTensors};
-use serde_json::{Value, json};
 use train::plan::MethodKind;
 use train::{BenchOptions, bench_step};
 
@@ -37,12 +36,7 @@ pub fn run(args: &BenchStepArgs, common: &Common, console: &Console) -> Result<E
     console.debug("building the model");
     let result = bench_step(&options)?;
     if args.json {
-        let mut line = serde_json::to_value(&result)?;
-        if let Value::Object(fields) = &mut line {
-            fields.insert("threads".to_owned(), json!(tensor::num_threads()));
-            fields.insert("dtype".to_owned(), json!(dtype.word()));
-        }
-        output::print_json(&line)?;
+        output::print_figures(&result, dtype)?;
     } else {
         let text = format!(
             "{:.3} s a step ({:.3} forward, {:.3} backward, {:.3} optimizer), {:.0} tokens/s, {:.1} GFLOP/s (MFU {:.1} % of {:.1}), {} at most, {} trainable parameters\n",

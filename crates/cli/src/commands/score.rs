@@ -1,13 +1,15 @@
 //! `vidtune score`: the loss of every record, one JSON line each, in the order of the file.
 
 use std::process::ExitCode;
+use std::time::Instant;
 
 use anyhow::Result;
 use data::collate;
 use rayon::prelude::*;
+use serde_json::json;
 
 use crate::args::{Common, ScoreArgs};
-use crate::console::{Console, Counter};
+use crate::console::{Console, Counter, duration};
 use crate::failure::CliError;
 use crate::model_args::{encode_options, load, num_records, open_set};
 use crate::output;
@@ -26,6 +28,7 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
     let loaded = load(&args.model, args.adapter.as_deref(), common, console)?;
     let mut counter = Counter::new(console, "records");
     let mut lines = Vec::new();
+    let (mut input_tokens, mut forward_s, started) = (0, 0.0, Instant::now());
     let mut noted: Vec<(String, Vec<String>)> = Vec::new();
     // Records are read ahead in groups, so that the processor's cores decode while one of them would wait.
     let group = (args.batch_size.max(8).next_multiple_of(args.batch_size)) as u64;
@@ -37,7 +40,12 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
         let with_notes = encoded.iter().filter(|record| !record.notes.is_empty());
         noted.extend(with_notes.map(|record| (record.id.clone(), record.notes.clone())));
         for batch in encoded.chunks(args.batch_size) {
-            for score in infer::score_batch(&loaded.model, &collate(batch)?)? {
+            let batch = collate(batch)?;
+            let forward = Instant::now();
+            let scores = infer::score_batch(&loaded.model, &batch)?;
+            forward_s += forward.elapsed().as_secs_f64();
+            for score in scores {
+                input_tokens += score.input_tokens;
                 serde_json::to_writer(&mut lines, &score)?;
                 lines.push(b'\n');
             }
@@ -47,8 +55,17 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
     output::write(args.out.as_deref(), &lines)?;
     let noted = noted.iter().map(|(id, notes)| (id.as_str(), notes.as_slice()));
     output::tell_notes(noted, "`vidtune data check --model`", console);
-    if let Some(out) = &args.out {
-        console.info(&format!("{total} scores in `{}`", out.display()));
-    }
+    let seconds = started.elapsed().as_secs_f64();
+    // `time` is that of reading and scoring, `forward_time` the model's part of it; loading the model is in neither.
+    let fields = json!({"records": total, "input_tokens": input_tokens, "time": seconds, "forward_time": forward_s});
+    console.event("scored", fields, || {
+        let place = args.out.as_ref().map(|out| format!(" in `{}`", out.display())).unwrap_or_default();
+        Some(format!(
+            "{total} scores{place}: {input_tokens} tokens in {}, {} of it in the model ({:.0} tokens/s)",
+            duration(seconds),
+            duration(forward_s),
+            input_tokens as f64 / forward_s.max(f64::MIN_POSITIVE),
+        ))
+    });
     Ok(ExitCode::SUCCESS)
 }

@@ -94,6 +94,23 @@ fn scores_do_not_depend_on_the_batch() {
     let args = ["--model", &model("llava_siglip_qwen2"), "--data", &data, "--num-frames", "3"];
     let run = line("score --max-samples 1", &args).expect(0);
     assert_ne!(run.json()["loss"], all[0][0]["loss"]);
+    assert!(run.stderr.starts_with("1 scores: "), "{}", run.stderr);
+    // What the run read and how long that took, for programs.
+    let run = line("score --log-format json -q", &args).expect(0);
+    assert!(!run.stderr.contains("scored"), "{}", run.stderr);
+    let run = line("score --log-format json", &args).expect(0);
+    let told: Value = serde_json::from_str(run.stderr.lines().last().unwrap()).unwrap();
+    let tokens: u64 = run
+        .stdout
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["input_tokens"].as_u64().unwrap())
+        .sum();
+    assert_eq!(
+        (&told["event"], &told["records"], &told["input_tokens"]),
+        (&json!("scored"), &json!(3), &json!(tokens))
+    );
+    let (time, forward) = (told["time"].as_f64().unwrap(), told["forward_time"].as_f64().unwrap());
+    assert!(forward > 0.0 && forward <= time, "{told}");
 }
 
 #[test]

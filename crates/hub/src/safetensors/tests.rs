@@ -49,6 +49,45 @@ fn a_good_file_is_read() {
     assert_eq!(file.data_bytes(), 10);
 }
 
+/// Resident bytes of the maps of a file, as Linux tells them.
+#[cfg(target_os = "linux")]
+fn resident(path: &Path) -> usize {
+    let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let name = path.to_str().unwrap();
+    let (mut ours, mut sum) = (false, 0);
+    for line in maps.lines() {
+        match line.split_once(':') {
+            Some(("Rss", size)) if ours => sum += 1024 * size.trim().trim_end_matches(" kB").parse::<usize>().unwrap(),
+            Some((field, _)) if !field.contains(' ') => {}
+            _ => ours = line.ends_with(name),
+        }
+    }
+    sum
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_tensor_that_was_read_leaves_memory_with_the_next() {
+    // The system maps pages around the one that was touched, up to 2 MiB of them.
+    const SIZE: usize = 8 << 20;
+    let entry = |name: &str, i: usize| {
+        format!(r#""{name}":{{"dtype":"U8","shape":[{SIZE}],"data_offsets":[{},{}]}}"#, i * SIZE, (i + 1) * SIZE)
+    };
+    let header = format!("{{{},{},{}}}", entry("a", 0), entry("b", 1), entry("c", 2));
+    let data: Vec<u8> = (0..3 * SIZE).map(|i| (i / SIZE) as u8).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), file_of(header.as_bytes(), &data)).unwrap();
+    let tensors = SafeTensors::open(file.path()).unwrap();
+    let holds = |view: &TensorView, value: u8| view.data.iter().all(|&byte| byte == value);
+    let first = tensors.get("a").unwrap();
+    for (name, value) in ["a", "b", "c"].into_iter().zip(0..) {
+        assert!(holds(&tensors.get(name).unwrap(), value));
+        let held = resident(file.path());
+        assert!((SIZE..2 * SIZE).contains(&held), "{held} bytes are resident after reading `{name}`");
+    }
+    assert!(holds(&first, 0), "a view that was given back reads other bytes");
+}
+
 #[test]
 fn an_empty_table_is_read() {
     let file = open(&file_of(b"{}", &[])).unwrap();
