@@ -175,9 +175,9 @@ impl<'a> Builder<'a> {
                         ),
                     });
                 }
-                let loaded = to_tensor(checkpoint.dir(), &view, shape)?;
-                let disk_dtype = self.dtype.unwrap_or(loaded.dtype());
-                (loaded.cast(disk_dtype)?, disk_dtype)
+                let stored = engine_dtype(checkpoint.dir(), &view)?;
+                let disk_dtype = self.dtype.unwrap_or(stored);
+                (Tensor::from_bytes_as(view.data, stored, disk_dtype, shape)?, disk_dtype)
             }
         };
         self.report.num_loaded += 1;
@@ -294,18 +294,20 @@ fn dominant_dtype(checkpoint: &Checkpoint) -> DType {
 
 /// Copies a checkpoint tensor into the engine with the operator's shape.
 pub fn to_tensor(file: &Path, view: &TensorView<'_>, shape: &[usize]) -> Result<Tensor> {
-    let dtype = match view.dtype {
-        hub::Dtype::F32 => DType::F32,
-        hub::Dtype::F16 => DType::F16,
-        hub::Dtype::BF16 => DType::BF16,
-        other => {
-            return Err(ModelError::Weights {
-                path: file.to_path_buf(),
-                message: format!("tensor `{}` has element type {other:?}, expected F32, F16 or BF16", view.name),
-            });
-        }
-    };
-    Ok(Tensor::from_bytes(view.data, dtype, shape)?)
+    Ok(Tensor::from_bytes(view.data, engine_dtype(file, view)?, shape)?)
+}
+
+/// The element type of a checkpoint's tensor.
+fn engine_dtype(file: &Path, view: &TensorView<'_>) -> Result<DType> {
+    match view.dtype {
+        hub::Dtype::F32 => Ok(DType::F32),
+        hub::Dtype::F16 => Ok(DType::F16),
+        hub::Dtype::BF16 => Ok(DType::BF16),
+        other => Err(ModelError::Weights {
+            path: file.to_path_buf(),
+            message: format!("tensor `{}` has element type {other:?}, expected F32, F16 or BF16", view.name),
+        }),
+    }
 }
 
 /// Random values of the given shape; the sequence depends on the generator's state alone.

@@ -45,6 +45,9 @@ fn count(shape: &[usize]) -> Result<usize> {
     }
 }
 
+/// Elements that are cast at a time while a tensor is read.
+const CAST_PIECE: usize = 1 << 16;
+
 impl Tensor {
     /// Copies `data` into a pooled buffer.
     pub fn from_f32(data: &[f32], shape: &[usize]) -> Result<Tensor> {
@@ -79,6 +82,30 @@ impl Tensor {
         to.copy_from_slice(bytes);
         if cfg!(target_endian = "big") {
             to.chunks_exact_mut(dtype.size_bytes()).for_each(<[u8]>::reverse);
+        }
+        Ok(tensor)
+    }
+
+    /// As [`Tensor::from_bytes`] with the numbers as another float type, rounded to nearest even; never holds more than a small part of
+    /// them in both types.
+    pub fn from_bytes_as(bytes: &[u8], dtype: DType, target: DType, shape: &[usize]) -> Result<Tensor> {
+        if dtype == target || !target.is_float() {
+            return Tensor::from_bytes(bytes, dtype, shape)?.cast(target);
+        }
+        let size = dtype.size_bytes();
+        let expected = count(shape)? * size;
+        if expected != bytes.len() {
+            let (shape, found) = (shape.to_vec(), bytes.len());
+            return Err(Error::Length { op: "tensor", unit: "bytes", shape, expected, found });
+        }
+        let mut tensor = Tensor::stale(shape, target)?;
+        if is_planning() {
+            return Ok(tensor);
+        }
+        let pieces = tensor.bytes_mut()?.chunks_mut(CAST_PIECE * target.size_bytes());
+        for (to, from) in pieces.zip(bytes.chunks(CAST_PIECE * size)) {
+            let piece = Tensor::from_bytes(from, dtype, &[from.len() / size])?.cast(target)?;
+            to.copy_from_slice(piece.bytes());
         }
         Ok(tensor)
     }
@@ -296,6 +323,20 @@ mod tests {
         assert!(t.rows(2, 4).is_err());
         assert!(t.reshape(&[4]).is_err());
         assert_eq!(t.reshape(&[6]).unwrap().shape(), [6]);
+    }
+
+    #[test]
+    fn reading_as_another_type_casts_every_piece() {
+        let count = 2 * CAST_PIECE + 77;
+        let values: Vec<f32> = (0..count).map(|i| (i as f32 - 1000.3) * 1.618).collect();
+        let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+        for target in [DType::F32, DType::BF16, DType::F16] {
+            let whole = Tensor::from_f32(&values, &[count]).unwrap().cast(target).unwrap();
+            let read = Tensor::from_bytes_as(&bytes, DType::F32, target, &[count]).unwrap();
+            assert!(read.dtype() == target && read.to_bytes() == whole.to_bytes(), "{target:?}");
+        }
+        assert!(Tensor::from_bytes_as(&bytes[4..], DType::F32, DType::BF16, &[count]).is_err());
+        assert!(Tensor::from_bytes_as(&bytes, DType::F32, DType::I64, &[count]).is_err());
     }
 
     #[test]
