@@ -128,12 +128,17 @@ impl Prepared {
     /// Bytes of memory this record holds, for byte budgets.
     pub fn num_bytes(&self) -> usize {
         let Encoded { ids, image_rows, text, .. } = &self.encoded;
-        ids.len() * 8 + image_rows.len() * 4 + text.len() + self.num_values() + 256
+        let bytes: usize = self.pictures.iter().map(|picture| picture.data.len()).sum();
+        ids.len() * 8 + image_rows.len() * 4 + text.len() + bytes + 256
     }
 
     /// Values of its pictures once they are normalised.
     pub fn num_values(&self) -> usize {
-        self.pictures.iter().map(|picture| picture.data.len()).sum()
+        let Encoded { pixel_shape, num_images, .. } = &self.encoded;
+        match pixel_shape.as_slice() {
+            &[row] => self.encoded.num_patches() * row,
+            shape => num_images * shape.iter().product::<usize>(),
+        }
     }
 }
 
@@ -203,19 +208,20 @@ pub fn collate(samples: &[Encoded]) -> Result<Batch, DataError> {
 }
 
 impl Batch {
-    /// Packs prepared records one after the other; `normalise` writes the values of pictures at the end of a list.
+    /// Packs prepared records one after the other; `normalise` writes the values of media, given with their pictures, at the
+    /// end of a list.
     ///
     /// # Errors
     /// As [`collate`].
     pub(crate) fn of_prepared(
         records: Vec<Prepared>,
-        normalise: impl Fn(&[RgbImage], &mut Vec<f32>),
+        normalise: impl Fn(&[Visual], &[RgbImage], &mut Vec<f32>),
     ) -> Result<Self, DataError> {
         let mut batch = Self { cu_seqlens: vec![0], ..Self::default() };
         batch.pixels.reserve_exact(records.iter().map(Prepared::num_values).sum());
         for record in records {
             batch.append(&record.encoded)?;
-            normalise(&record.pictures, &mut batch.pixels);
+            normalise(&record.encoded.visuals, &record.pictures, &mut batch.pixels);
         }
         Ok(batch)
     }

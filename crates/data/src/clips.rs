@@ -3,32 +3,77 @@
 //! reference's.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use media::{FrameCount, FrameRule, MediaError, RgbImage, SampleSpec, VideoIndex, sample_indices};
+use parking_lot::Mutex;
 
 use crate::batch::FrameInfo;
 use crate::cache::{Content, FrameCache, Shot, VideoFacts, Wanted};
 use crate::error::{DataError, RecordError};
-use crate::image::ImageSettings;
 use crate::options::EncodeOptions;
 use crate::record::{MediaKind, MediaRef, MediaSource, Sample};
+use crate::vision::{Target, Vision};
 
-/// Frame settings of a checkpoint's video processor, for clips about which neither record nor plan says anything.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// Rate of the program qwen-vl-utils, for clips about which nobody says anything.
+const UTILS_FPS: f64 = 2.0;
+
+/// What a checkpoint takes of clips about which neither record nor plan says anything.
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct VideoDefaults {
-    pub num_frames: Option<usize>,
-    pub fps: Option<f64>,
-    pub rule: Option<FrameRule>,
+    /// How many frames; `None` where nobody says.
+    pub count: Option<FrameCount>,
+    /// Whether that means every frame of the file, by no rule.
+    pub takes_all: bool,
+    pub rule: FrameRule,
+    pub min_frames: Option<usize>,
+    pub max_frames: Option<usize>,
+    /// Frames that make one step in time.
+    pub temporal: usize,
+    /// Rate of a list of frames that has none.
+    pub list_fps: f64,
+}
+
+impl Default for VideoDefaults {
+    fn default() -> Self {
+        Self {
+            count: None,
+            takes_all: false,
+            rule: FrameRule::Transformers,
+            min_frames: None,
+            max_frames: None,
+            temporal: 1,
+            // It only shows in times.
+            list_fps: 1.0,
+        }
+    }
 }
 
 /// An opened file of a record.
 #[derive(Debug, Clone)]
 enum Opened {
-    Picture(PathBuf),
+    Picture(Arc<Still>),
     Video(Arc<Video>),
-    Frames { files: Arc<[PathBuf]>, fps: f64 },
+    Frames(Arc<FrameList>),
+}
+
+/// A still picture. Where its size was asked for, it is kept until it is taken.
+#[derive(Debug)]
+struct Still {
+    path: PathBuf,
+    image: Mutex<Option<RgbImage>>,
+}
+
+/// Files that are the frames of a clip.
+#[derive(Debug)]
+struct FrameList {
+    files: Vec<PathBuf>,
+    fps: f64,
+    /// Height and width of those that were asked for.
+    sizes: Mutex<BTreeMap<usize, (usize, usize)>>,
 }
 
 /// A video of which the frames can be chosen.
@@ -44,14 +89,27 @@ struct Video {
 
 /// One clip or picture of a record with the frames that were chosen.
 #[derive(Debug, Clone)]
-struct Clip {
+pub(crate) struct Clip {
     /// Position of its first reference in the record.
     media: usize,
     reference: MediaRef,
     opened: Opened,
     indices: Vec<usize>,
+    /// Frames of the part of the file from which they were chosen.
+    available: usize,
     /// Whether the number of frames may be lowered to make a record fit.
     may_shrink: bool,
+}
+
+/// What a media reference puts into the text: frames of a clip.
+pub(crate) struct Place<'a> {
+    pub clip: &'a Clip,
+    /// Number of the clip in its record.
+    pub number: usize,
+    /// Which of the chosen frames.
+    pub frames: Range<usize>,
+    /// Whether they are all frames of a clip, standing at one place.
+    pub is_clip: bool,
 }
 
 /// All media of a record, opened, with the frames that were chosen.
@@ -85,12 +143,13 @@ impl Clips {
             let clip = match known {
                 Some(clip) => clip,
                 None => {
-                    let opened = open(sample, reference, options, cache)?;
+                    let opened = open(sample, reference, options, defaults, cache)?;
                     let clip = Clip {
                         media: number,
                         reference: reference.clone(),
                         opened,
                         indices: vec![0],
+                        available: 1,
                         may_shrink: false,
                     };
                     all.clips.push(clip);
@@ -116,7 +175,7 @@ impl Clips {
                 }
                 (video.facts.seconds.len(), video.facts.fps, &video.facts.seconds, false)
             }
-            Opened::Frames { files, fps } => (files.len(), *fps, &[], true),
+            Opened::Frames(list) => (list.files.len(), list.fps, &[], true),
         };
         let list_seconds: Vec<f64>;
         let seconds = if is_list {
@@ -139,16 +198,23 @@ impl Clips {
         let Some(wish) = wish else {
             return Err(no_count(sample, reference));
         };
-        let rule = options.rule.or(defaults.rule).unwrap_or(FrameRule::Transformers);
+        let mut rule = options.rule.unwrap_or(defaults.rule);
+        let is_qwen = matches!(rule, FrameRule::Qwen2Vl | FrameRule::Qwen3Vl | FrameRule::QwenVlUtils);
+        if is_qwen && wish.count == FrameCount::All && (is_list || wish.takes_all) {
+            rule = FrameRule::Transformers;
+        }
         let mut spec = SampleSpec::new(rule, wish.count);
-        spec.min_frames = reference.min_frames.or(options.min_frames);
-        spec.max_frames = reference.max_frames.or(options.max_frames);
-        spec.temporal_patch = 1;
+        // The checkpoint's bounds are those of the checkpoint's rule.
+        let (least, most) =
+            if rule == defaults.rule { (defaults.min_frames, defaults.max_frames) } else { (None, None) };
+        spec.max_frames = reference.max_frames.or(options.max_frames).or(most);
+        let least = least.map(|least| least.min(spec.max_frames.unwrap_or(least)));
+        spec.min_frames = reference.min_frames.or(options.min_frames).or(least);
+        spec.temporal_patch = defaults.temporal;
         spec.jitter = options.jitter.map(|seed| seed ^ sample.origin.index.wrapping_mul(0x9E37_79B9_7F4A_7C15));
         spec.start = reference.start;
         spec.end = reference.end;
-        let all = SampleSpec { rule: FrameRule::Stride, count: FrameCount::All, max_frames: None, ..spec.clone() };
-        let available = sample_indices(total, fps, seconds, &all).map_err(media_error)?.len();
+        let available = media::frames_in_part(total, fps, seconds, &spec).map_err(media_error)?;
         if let FrameCount::Num(wanted) = wish.count
             && wanted > available
         {
@@ -166,6 +232,21 @@ impl Clips {
             self.notes.push(format!("`{}` has {available} frames, {wanted} were wanted", name_of(reference)));
             spec.count = FrameCount::Num(available);
         }
+        if wish.takes_all
+            && !is_list
+            && let Some(most) = defaults.max_frames.filter(|&most| available > most)
+        {
+            let what = format!(
+                "`{}` has {available} frames, and the checkpoint's processor takes them all",
+                name_of(reference)
+            );
+            return Err(RecordError::new("no_frame_count", &sample.origin, Some(&sample.id), what)
+                .expected(format!("at most {most} frames (`max_frames`) where nobody says how many"), available.to_string())
+                .hint("set `data.fps` (2 is usual) or `data.num_frames` (`--fps`, `--num-frames`), or `fps` in the record")
+                .into());
+        }
+        within_patches(&mut spec, available);
+        clip.available = available;
         clip.indices = sample_indices(total, fps, seconds, &spec).map_err(media_error)?;
         if let MediaKind::FrameOf { total: places, .. } = reference.kind
             && clip.indices.len() != places
@@ -187,13 +268,19 @@ impl Clips {
         Ok(())
     }
 
-    /// Pictures that a media reference puts into the text.
-    pub fn num_pictures(&self, reference: usize) -> usize {
-        match self.references.get(reference) {
-            Some((_, Some(_))) => 1,
-            Some((clip, None)) => self.clips[*clip].indices.len(),
-            None => 0,
-        }
+    /// Number of clips and pictures.
+    pub fn len(&self) -> usize {
+        self.clips.len()
+    }
+
+    /// For every media reference what it puts into the text, in order.
+    pub fn places(&self) -> impl Iterator<Item = Place<'_>> {
+        self.references.iter().map(|&(number, frame)| {
+            let clip = &self.clips[number];
+            let frames = frame.map_or(0..clip.indices.len(), |position| position..position + 1);
+            let is_clip = frame.is_none() && !matches!(clip.opened, Opened::Picture(_));
+            Place { clip, number, frames, is_clip }
+        })
     }
 
     /// The most frames that any clip has whose number may be lowered.
@@ -213,7 +300,7 @@ impl Clips {
         }
     }
 
-    /// Reads the chosen frames, in the order in which they stand in the text, each as `settings` shape it.
+    /// Reads the chosen frames, in the order in which they stand in the text, each shaped as its clip's target says.
     ///
     /// # Errors
     /// A file that cannot be decoded.
@@ -221,14 +308,15 @@ impl Clips {
         &mut self,
         sample: &Sample,
         options: &EncodeOptions,
-        settings: &ImageSettings,
+        vision: &Vision,
+        targets: &[Target],
         cache: Option<&FrameCache>,
     ) -> Result<Vec<(RgbImage, FrameInfo)>, DataError> {
         // Other frames in every epoch would only drive out those of other runs.
         let cache = cache.filter(|_| options.jitter.is_none());
         let mut loaded = Vec::with_capacity(self.clips.len());
-        for clip in &self.clips {
-            let shots = clip.load(options, settings, cache).map_err(|error| DataError::media(sample, error))?;
+        for (clip, &target) in self.clips.iter().zip(targets) {
+            let shots = clip.load(options, vision, target, cache).map_err(|error| DataError::media(sample, error))?;
             let damaged = shots.iter().filter(|shot| shot.damaged).count();
             if let Opened::Video(video) = &clip.opened
                 && damaged > 0
@@ -255,60 +343,100 @@ impl Clips {
         }
         Ok(pictures)
     }
-
-    /// Height and width of every picture in the order in which they stand in the text, before anything is done to them.
-    /// Videos need not be decoded for that; still pictures are read.
-    ///
-    /// # Errors
-    /// A still picture that cannot be read.
-    pub fn source_sizes(&self, sample: &Sample, options: &EncodeOptions) -> Result<Vec<(usize, usize)>, DataError> {
-        let of = |path: &Path| {
-            let image = media::load_image(path, &options.limits).map_err(|error| DataError::media(sample, error))?;
-            Ok((image.height as usize, image.width as usize))
-        };
-        let mut sizes = Vec::with_capacity(self.clips.len());
-        for clip in &self.clips {
-            sizes.push(match &clip.opened {
-                Opened::Picture(path) => vec![of(path)?],
-                Opened::Video(video) => {
-                    vec![(video.facts.height as usize, video.facts.width as usize); clip.indices.len()]
-                }
-                Opened::Frames { files, .. } => {
-                    clip.indices.iter().map(|&index| of(&files[index])).collect::<Result<_, DataError>>()?
-                }
-            });
-        }
-        let of_reference = |&(clip, frame): &(usize, Option<usize>)| match frame {
-            None => sizes[clip].clone(),
-            Some(position) => vec![sizes[clip][position]],
-        };
-        Ok(self.references.iter().flat_map(of_reference).collect())
-    }
 }
 
 impl Clip {
+    /// What the record says of it.
+    pub fn reference(&self) -> &MediaRef {
+        &self.reference
+    }
+
+    /// Height and width of a chosen frame before anything is done to it. Videos need not be decoded for that; still
+    /// pictures are read.
+    ///
+    /// # Errors
+    /// A still picture that cannot be read.
+    pub fn source_size(
+        &self,
+        frame: usize,
+        sample: &Sample,
+        options: &EncodeOptions,
+    ) -> Result<(usize, usize), DataError> {
+        let read = |path| media::load_image(path, &options.limits).map_err(|error| DataError::media(sample, error));
+        let size = |image: &RgbImage| (image.height as usize, image.width as usize);
+        match &self.opened {
+            Opened::Video(video) => Ok((video.facts.height as usize, video.facts.width as usize)),
+            Opened::Picture(still) => {
+                let mut image = still.image.lock();
+                if let Some(image) = &*image {
+                    return Ok(size(image));
+                }
+                let read = read(&still.path)?;
+                Ok(size(image.insert(read)))
+            }
+            Opened::Frames(list) => {
+                let index = self.indices[frame];
+                if let Some(size) = list.sizes.lock().get(&index) {
+                    return Ok(*size);
+                }
+                let size = size(&read(&list.files[index])?);
+                list.sizes.lock().insert(index, size);
+                Ok(size)
+            }
+        }
+    }
+
+    /// Presentation time of a chosen frame.
+    pub fn seconds(&self, frame: usize) -> f64 {
+        self.indices.get(frame).map_or(0.0, |&index| self.seconds_of(index))
+    }
+
+    /// When a chosen frame is seen, counted from the clip's first one. Where the frames stand as their rate says (to half
+    /// a frame), it is number over rate, as the reference computes it; elsewhere it is the presentation time.
+    pub fn clock(&self, frame: usize) -> f64 {
+        let Some(&index) = self.indices.get(frame) else { return 0.0 };
+        let nominal = index as f64 / self.fps();
+        let real = self.seconds_of(index) - self.seconds_of(0);
+        if (real - nominal).abs() < 0.5 / self.fps() { nominal } else { real }
+    }
+
+    /// Frames a second that were chosen, as the reference's metadata count them: a share of the clip's mean rate.
+    pub fn sampled_fps(&self) -> f64 {
+        self.indices.len() as f64 / self.available as f64 * self.fps()
+    }
+
+    fn fps(&self) -> f64 {
+        match &self.opened {
+            Opened::Picture(_) => 1.0,
+            Opened::Video(video) => video.facts.fps,
+            Opened::Frames(list) => list.fps,
+        }
+    }
+
     /// The chosen frames, shaped; of a clip from the cache where that knows them.
     fn load(
         &self,
         options: &EncodeOptions,
-        settings: &ImageSettings,
+        vision: &Vision,
+        target: Target,
         cache: Option<&FrameCache>,
     ) -> Result<Vec<Shot>, MediaError> {
         let limits = &options.limits;
         let content = match &self.opened {
-            Opened::Picture(path) => {
-                let image = settings.shape(media::load_image(path, limits)?);
-                return Ok(vec![Shot { image, damaged: false }]);
+            Opened::Picture(still) => {
+                let known = still.image.lock().take();
+                let image = known.map_or_else(|| media::load_image(&still.path, limits), Ok)?;
+                return Ok(vec![Shot { image: vision.shape(image, target), damaged: false }]);
             }
             Opened::Video(video) => video.content.clone(),
-            Opened::Frames { files, .. } => cache.and_then(|cache| {
+            Opened::Frames(list) => cache.and_then(|cache| {
                 let files: Option<Vec<&Path>> =
-                    self.indices.iter().map(|&index| files.get(index).map(PathBuf::as_path)).collect();
+                    self.indices.iter().map(|&index| list.files.get(index).map(PathBuf::as_path)).collect();
                 cache.content(&files?)
             }),
         };
         let cached = cache.zip(content.as_ref());
-        let shape = settings.shape_key();
+        let shape = vision.shape_key(target);
         let is_video = matches!(self.opened, Opened::Video(_));
         let wanted = Wanted { indices: &self.indices, shape: &shape, limits, is_video };
         if let Some(shots) = cached.and_then(|(cache, content)| cache.shots(content, &wanted)) {
@@ -316,10 +444,10 @@ impl Clip {
         }
         let frames = match &self.opened {
             Opened::Video(video) => media::decode_frames(&*video.index(options)?, &self.indices, limits)?,
-            Opened::Frames { files, fps } => media::load_frame_files(files, &self.indices, *fps, limits)?,
+            Opened::Frames(list) => media::load_frame_files(&list.files, &self.indices, list.fps, limits)?,
             Opened::Picture(_) => unreachable!("pictures were read above"),
         };
-        let shaped = |frame: media::Frame| Shot { image: settings.shape(frame.image), damaged: frame.damaged };
+        let shaped = |frame: media::Frame| Shot { image: vision.shape(frame.image, target), damaged: frame.damaged };
         let shots: Vec<Shot> = frames.into_iter().map(shaped).collect();
         if let Some((cache, content)) = cached {
             cache.keep_shots(content, &wanted, &shots);
@@ -332,8 +460,30 @@ impl Clip {
         match &self.opened {
             Opened::Picture(_) => 0.0,
             Opened::Video(video) => video.facts.seconds.get(index).copied().unwrap_or_default(),
-            Opened::Frames { fps, .. } => index as f64 / fps,
+            Opened::Frames(list) => index as f64 / list.fps,
         }
+    }
+}
+
+/// Where a rule would round a number of frames to whole patches that are none or more than there are, and its own
+/// program fails, the frames are taken as they are; the last one is repeated to fill its patch.
+fn within_patches(spec: &mut SampleSpec, available: usize) {
+    let patch = match spec.rule {
+        FrameRule::Qwen2Vl => spec.temporal_patch,
+        FrameRule::QwenVlUtils => 2,
+        _ => return,
+    };
+    match spec.count {
+        FrameCount::Num(wanted) => {
+            let rounded = (wanted as f64 / patch as f64).round_ties_even() as usize * patch;
+            if rounded == 0 || rounded > available {
+                spec.rule = FrameRule::Transformers;
+            }
+        }
+        _ if available < patch => {
+            (spec.rule, spec.count) = (FrameRule::Transformers, FrameCount::All);
+        }
+        _ => {}
     }
 }
 
@@ -361,34 +511,36 @@ impl Video {
     }
 }
 
-/// How many frames are wanted, and whether the record itself says so.
+/// How many frames are wanted, and who says so.
 struct Wish {
     count: FrameCount,
     from_record: bool,
+    /// Whether the checkpoint's processor takes every frame of a file.
+    takes_all: bool,
 }
 
 impl Wish {
     /// The record's wish, else the plan's, else the checkpoint's; all frames of a list that nobody asks to thin out.
     fn of(reference: &MediaRef, is_list: bool, options: &EncodeOptions, defaults: &VideoDefaults) -> Option<Self> {
         let most = |n: usize| n.min(options.max_frames.unwrap_or(usize::MAX));
+        let says = |count, from_record| Some(Self { count, from_record, takes_all: false });
         if let Some(n) = reference.nframes {
-            return Some(Self { count: FrameCount::Num(n), from_record: true });
+            return says(FrameCount::Num(n), true);
         }
         // For a list of frames, `fps` says how they were taken, not how many are wanted.
         if let Some(fps) = reference.fps.filter(|_| !is_list) {
-            return Some(Self { count: FrameCount::Fps(fps), from_record: true });
+            return says(FrameCount::Fps(fps), true);
         }
-        let count = match (options.num_frames, options.fps) {
-            (Some(n), _) => FrameCount::Num(most(n)),
-            (None, Some(fps)) if !is_list || reference.fps.is_some() => FrameCount::Fps(fps),
-            _ if is_list => FrameCount::All,
-            _ => match (defaults.num_frames, defaults.fps) {
-                (Some(n), _) => FrameCount::Num(most(n)),
-                (None, Some(fps)) => FrameCount::Fps(fps),
-                (None, None) => return None,
+        match (options.num_frames, options.fps) {
+            (Some(n), _) => says(FrameCount::Num(most(n)), false),
+            (None, Some(fps)) if !is_list || reference.fps.is_some() => says(FrameCount::Fps(fps), false),
+            _ if is_list => says(FrameCount::All, false),
+            _ if options.rule == Some(FrameRule::QwenVlUtils) => says(FrameCount::Fps(UTILS_FPS), false),
+            _ => match defaults.count? {
+                FrameCount::Num(n) => says(FrameCount::Num(most(n)), false),
+                count => Some(Self { count, from_record: false, takes_all: defaults.takes_all }),
             },
-        };
-        Some(Self { count, from_record: false })
+        }
     }
 }
 
@@ -427,13 +579,18 @@ fn open(
     sample: &Sample,
     reference: &MediaRef,
     options: &EncodeOptions,
+    defaults: &VideoDefaults,
     cache: Option<&FrameCache>,
 ) -> Result<Opened, DataError> {
     let media_error = |e| DataError::media(sample, e);
+    let list = |files: Vec<PathBuf>| {
+        let fps = reference.fps.unwrap_or(defaults.list_fps);
+        Opened::Frames(Arc::new(FrameList { files, fps, sizes: Mutex::default() }))
+    };
     let is_image = reference.kind == MediaKind::Image;
     let path = match &reference.source {
         MediaSource::Files(files) => {
-            return Ok(Opened::Frames { files: files.as_slice().into(), fps: list_rate(reference) });
+            return Ok(list(files.clone()));
         }
         MediaSource::Path(path) => path.clone(),
         MediaSource::Url(url) => fetch(sample, url, options)?,
@@ -442,18 +599,13 @@ fn open(
         if !path.exists() {
             return Err(media_error(MediaError::MissingFile { path }));
         }
-        return Ok(Opened::Picture(path));
+        return Ok(Opened::Picture(Arc::new(Still { path, image: Mutex::default() })));
     }
     if path.is_dir() {
         let files = media::list_frame_folder(&path).map_err(media_error)?;
-        return Ok(Opened::Frames { files: files.into(), fps: list_rate(reference) });
+        return Ok(list(files));
     }
     Ok(Opened::Video(Arc::new(Video::open(path, options, cache).map_err(media_error)?)))
-}
-
-/// The rate of a list of frames; one a second where nobody says, which only shows in times.
-fn list_rate(reference: &MediaRef) -> f64 {
-    reference.fps.unwrap_or(1.0)
 }
 
 fn fetch(sample: &Sample, url: &str, options: &EncodeOptions) -> Result<PathBuf, DataError> {

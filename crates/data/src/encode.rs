@@ -6,7 +6,7 @@ use std::ops::Range;
 use media::RgbImage;
 use serde_json::{Value, json};
 
-use crate::batch::{Encoded, IGNORE, Prepared, RecordSize, Visual};
+use crate::batch::{Encoded, IGNORE, Prepared, RecordSize, Visual, VisualKind};
 use crate::cache::FrameCache;
 use crate::clips::Clips;
 use crate::error::{DataError, RecordError};
@@ -16,6 +16,7 @@ use crate::record::{Format, Part, Role, Sample};
 use crate::template::ContentShape;
 use crate::template::spans::{self, Rendered};
 use crate::tokenizer::Piece;
+use crate::vision::{Layout, Vision};
 
 impl Processor {
     /// One record as the model sees it: media decoded, text rendered and tokenised, labels set.
@@ -32,30 +33,18 @@ impl Processor {
     /// # Errors
     /// As [`Processor::encode`].
     pub fn measure(&self, sample: &Sample, options: &EncodeOptions) -> Result<RecordSize, DataError> {
-        let (clips, text) = self.plan(sample, options)?;
-        let Some((settings, tokens)) = &self.image else {
-            return Ok(RecordSize { tokens: text.pieces.len() as u32, patches: 0 });
-        };
-        let sizes = match settings.fixed_size() {
-            Some(size) => vec![size; text.num_pictures],
-            None => {
-                let sizes = clips.source_sizes(sample, options)?;
-                sizes.into_iter().map(|(height, width)| settings.output_size(height, width)).collect()
-            }
-        };
-        let in_pictures: usize = sizes.iter().map(|&(height, width)| tokens.count(height, width)).sum();
-        let patches: usize =
-            sizes.iter().map(|&(height, width)| (height / tokens.patch) * (width / tokens.patch)).sum();
-        let length = text.pieces.len() - text.num_pictures + in_pictures;
+        let (_, text) = self.plan(sample, options)?;
+        let length = text.len();
         if let Some(limit) = options.max_length.filter(|&limit| length > limit) {
             return Err(too_long(sample, length, limit, 0));
         }
+        let patches: usize = text.layout.visuals.iter().map(|planned| planned.visual.num_patches()).sum();
         Ok(RecordSize { tokens: length as u32, patches: patches as u32 })
     }
 
     /// The frames chosen and the text tokenised: all that is known of a record before its media are decoded.
     fn plan(&self, sample: &Sample, options: &EncodeOptions) -> Result<(Clips, Tokenised), DataError> {
-        if self.image.is_none() && sample.media().next().is_some() {
+        if self.vision.is_none() && sample.media().next().is_some() {
             return Err(record_error(
                 sample,
                 "no_image_processor",
@@ -66,9 +55,8 @@ impl Processor {
         }
         let mut clips = Clips::open(sample, options, &self.video, self.cache_for(options))?;
         let mut text = self.render(sample, &clips, options)?;
-        // Where the size of a picture follows from its file, the length is only known once it is read.
-        if let (Some(limit), Some(each)) = (options.max_length, self.tokens_per_image()) {
-            text = self.fit(sample, &mut clips, options, text, limit, each)?;
+        if let Some(limit) = options.max_length {
+            text = self.fit(sample, &mut clips, options, text, limit)?;
         }
         Ok((clips, text))
     }
@@ -81,11 +69,12 @@ impl Processor {
     pub(crate) fn prepare(&self, sample: &Sample, options: &EncodeOptions) -> Result<Prepared, DataError> {
         let (mut clips, text) = self.plan(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
-        let (mut counts, mut pictures) = (Vec::new(), Vec::new());
-        if let Some((settings, tokens)) = &self.image {
-            for (picture, info) in clips.load(sample, options, settings, self.cache_for(options))? {
-                let (height, width) = (picture.height as usize, picture.width as usize);
-                let shape = vec![3, height, width];
+        let mut pictures = Vec::new();
+        if let Some(vision) = &self.vision {
+            let targets = &text.layout.targets;
+            let mut loaded = clips.load(sample, options, vision, targets, self.cache_for(options))?.into_iter();
+            for planned in &text.layout.visuals {
+                let shape = vision.row_shape(planned.size);
                 if encoded.num_images > 0 && encoded.pixel_shape != shape {
                     return Err(record_error(sample, "picture_shapes", "the pictures have different shapes")
                         .expected(format!("{:?}", encoded.pixel_shape), format!("{shape:?}"))
@@ -93,19 +82,30 @@ impl Processor {
                         .into());
                 }
                 encoded.pixel_shape = shape;
-                encoded.num_images += 1;
-                encoded.visuals.push(Visual {
-                    grid: [1, height / tokens.patch, width / tokens.patch],
-                    num_tokens: tokens.count(height, width),
-                    seconds: vec![info.seconds],
-                    ..Visual::default()
-                });
-                encoded.frames.push(info);
-                counts.push(tokens.count(height, width));
-                pictures.push(picture);
+                for (picture, info) in loaded.by_ref().take(planned.visual.seconds.len()) {
+                    let (height, width) = (picture.height as usize, picture.width as usize);
+                    if (height, width) != planned.size {
+                        let (wanted_height, wanted_width) = planned.size;
+                        return Err(record_error(
+                            sample,
+                            "picture_shapes",
+                            "the frames of a clip have different sizes",
+                        )
+                        .expected(
+                            format!("{wanted_width}x{wanted_height} as the first one gives"),
+                            format!("{width}x{height} of frame {}", info.index),
+                        )
+                        .hint("scale the frames to one size, or remove the record")
+                        .into());
+                    }
+                    encoded.num_images += 1;
+                    encoded.frames.push(info);
+                    pictures.push(picture);
+                }
+                encoded.visuals.push(planned.visual.clone());
             }
         }
-        self.expand(sample, &text, &counts, options, &mut encoded)?;
+        self.expand(sample, &text, options, &mut encoded)?;
         if let Some(limit) = options.max_length.filter(|&l| encoded.ids.len() > l) {
             return Err(too_long(sample, encoded.ids.len(), limit, 0));
         }
@@ -122,45 +122,35 @@ impl Processor {
     /// Makes values of the pictures' bytes.
     fn normalise(&self, prepared: Prepared) -> Encoded {
         let Prepared { mut encoded, pictures } = prepared;
-        self.write_values(&pictures, &mut encoded.pixels);
+        self.write_values(&encoded.visuals, &pictures, &mut encoded.pixels);
         encoded
     }
 
-    /// Writes the values of pictures at the end of `values`.
-    pub(crate) fn write_values(&self, pictures: &[RgbImage], values: &mut Vec<f32>) {
-        let Some((settings, _)) = &self.image else { return };
-        for picture in pictures {
-            let start = values.len();
-            values.resize(start + picture.data.len(), 0.0);
-            settings.write_values(picture, &mut values[start..]);
+    /// Writes the values of media, given with their pictures, at the end of `values`.
+    pub(crate) fn write_values(&self, visuals: &[Visual], pictures: &[RgbImage], values: &mut Vec<f32>) {
+        if let Some(vision) = &self.vision {
+            vision.write_values(visuals, pictures, values);
         }
     }
 
     /// Renders and tokenises a record with the frames chosen so far.
     fn render(&self, sample: &Sample, clips: &Clips, options: &EncodeOptions) -> Result<Tokenised, DataError> {
-        let messages = self.messages(sample, clips)?;
+        let layout = match &self.vision {
+            Some(vision) => vision.layout(clips, sample, options)?,
+            None => Layout::default(),
+        };
+        let messages = self.messages(sample, &layout)?;
         let rendered = if options.add_generation_prompt {
             self.template.render(&messages, true).map(|text| Rendered { text, spans: Vec::new() })
         } else {
             spans::render(&self.template, &messages)
         };
-        let rendered = rendered.map_err(|error| refused_by_template(sample, error))?;
-        let num_pictures: usize = (0..sample.media().count()).map(|m| clips.num_pictures(m)).sum();
-        if let Some((_, tokens)) = &self.image {
-            let found = rendered.text.matches(&tokens.text).count();
-            if found != num_pictures {
-                return Err(record_error(
-                    sample,
-                    "placeholder_count",
-                    format!("the number of `{}` placeholders in the text is not the number of pictures", tokens.text),
-                )
-                .expected(num_pictures.to_string(), found.to_string())
-                .hint(format!("write `{}` nowhere but where a picture stands", tokens.text))
-                .into());
-            }
+        let mut rendered = rendered.map_err(|error| refused_by_template(sample, error))?;
+        if let Some(vision) = &self.vision {
+            rendered = placed(vision, &layout, rendered, sample)?;
         }
         let pieces = self.tokenizer.encode(&rendered.text)?;
-        Ok(Tokenised { rendered, pieces, num_pictures })
+        Ok(Tokenised { rendered, pieces, layout })
     }
 
     /// Lowers the number of frames until the record fits, or refuses it.
@@ -171,25 +161,26 @@ impl Processor {
         options: &EncodeOptions,
         text: Tokenised,
         limit: usize,
-        each: usize,
     ) -> Result<Tokenised, DataError> {
-        let full = text.len(each);
+        let full = text.len();
         if full <= limit {
             return Ok(text);
         }
         let most = clips.most_frames();
-        if options.on_long == OnLong::Refuse || most < 2 {
+        let step = self.vision.as_ref().map_or(1, Vision::frames_a_step);
+        if options.on_long == OnLong::Refuse || most <= step {
             return Err(too_long(sample, full, limit, 0));
         }
-        // The length grows with the number of frames: the largest number that fits is found by halving.
-        let (mut fits, mut too_many) = (0, most);
+        // The length grows with the number of frames: the largest number that fits is found by halving. (Where frames
+        // share a budget of pixels it may stand still for a while; what is found fits, if anything does.)
+        let (mut fits, mut too_many) = (0, most.div_ceil(step));
         let mut best = None;
         while too_many - fits > 1 {
             let middle = usize::midpoint(fits, too_many);
             let mut trial = clips.clone();
-            trial.shrink(middle);
+            trial.shrink(middle * step);
             let shorter = self.render(sample, &trial, options)?;
-            if shorter.len(each) <= limit {
+            if shorter.len() <= limit {
                 fits = middle;
                 best = Some((trial, shorter));
             } else {
@@ -210,19 +201,20 @@ impl Processor {
         &self,
         sample: &Sample,
         text: &Tokenised,
-        counts: &[usize],
         options: &EncodeOptions,
         out: &mut Encoded,
     ) -> Result<(), DataError> {
         let supervised = self.supervised(&text.pieces, &text.rendered.spans);
-        let image_id = self.image.as_ref().map(|(_, tokens)| tokens.id);
-        let mut counts = counts.iter();
+        let id_of = |kind| Some(self.vision.as_ref()?.placeholder(kind)?.id);
+        let ids = [id_of(VisualKind::Image), id_of(VisualKind::Video)];
+        let visuals = text.layout.visuals.iter();
+        let mut slots =
+            visuals.flat_map(|planned| planned.slots.iter().map(|&slot| (id_of(planned.visual.kind), slot)));
         for (piece, &learn) in text.pieces.iter().zip(&supervised) {
-            if Some(piece.id) == image_id {
-                let Some(&count) = counts.next() else {
-                    return Err(
-                        record_error(sample, "placeholder_count", "there are more placeholders than pictures").into()
-                    );
+            if ids.contains(&Some(piece.id)) {
+                let Some((_, count)) = slots.next().filter(|(id, _)| *id == Some(piece.id)) else {
+                    let what = "the placeholders among the tokens are not those of the media";
+                    return Err(record_error(sample, "placeholder_count", what).into());
                 };
                 let first = out.ids.len();
                 out.image_rows.extend((first..first + count).map(|row| row as u32));
@@ -233,7 +225,7 @@ impl Processor {
                 out.labels.push(if learn && !options.add_generation_prompt { piece.id as i32 } else { IGNORE });
             }
         }
-        if counts.next().is_some() {
+        if slots.next().is_some() {
             return Err(record_error(sample, "placeholder_count", "there are more pictures than placeholders").into());
         }
         out.spans = supervised_bytes(&text.pieces, &supervised);
@@ -259,8 +251,9 @@ impl Processor {
     }
 
     /// The dialogue as the template takes it.
-    fn messages(&self, sample: &Sample, clips: &Clips) -> Result<Value, DataError> {
-        let placeholder = self.image.as_ref().map_or("", |(_, tokens)| tokens.text.as_str());
+    fn messages(&self, sample: &Sample, layout: &Layout) -> Result<Value, DataError> {
+        let in_text = |kind| self.vision.as_ref().map_or_else(String::new, |vision| vision.in_text(kind));
+        let has_newline = self.vision.as_ref().is_none_or(Vision::has_newline_after);
         let mut media = 0;
         let mut messages = Vec::with_capacity(sample.conversation.len());
         for turn in &sample.conversation {
@@ -269,7 +262,9 @@ impl Processor {
                 match part {
                     Part::Text(text) => pieces.push(ContentPiece::Text(text)),
                     Part::Media(_) => {
-                        pieces.push(ContentPiece::Pictures(clips.num_pictures(media)));
+                        let visuals = layout.of_reference.get(media).cloned().unwrap_or_default();
+                        let kinds = layout.visuals[visuals].iter().map(|planned| planned.visual.kind);
+                        pieces.push(ContentPiece::Media(kinds.collect()));
                         media += 1;
                     }
                 }
@@ -277,9 +272,9 @@ impl Processor {
             let content = match self.template.shape() {
                 ContentShape::Parts => parts_content(&pieces, sample.format),
                 ContentShape::Text if self.media_only_user && turn.role == Role::User => {
-                    Value::String(media_only(sample, &pieces, placeholder)?)
+                    Value::String(media_only(sample, &pieces, in_text)?)
                 }
-                ContentShape::Text => Value::String(text_content(&pieces, placeholder)),
+                ContentShape::Text => Value::String(text_content(&pieces, in_text, has_newline)),
             };
             messages.push(json!({"role": turn.role.name(), "content": content}));
         }
@@ -291,20 +286,68 @@ impl Processor {
 struct Tokenised {
     rendered: Rendered,
     pieces: Vec<Piece>,
-    num_pictures: usize,
+    layout: Layout,
 }
 
 impl Tokenised {
-    /// Tokens after expansion, when every picture takes `each`.
-    fn len(&self, each: usize) -> usize {
-        self.pieces.len() - self.num_pictures + self.num_pictures * each
+    /// Tokens after expansion.
+    fn len(&self) -> usize {
+        self.pieces.len() - self.layout.num_slots() + self.layout.num_tokens()
     }
 }
 
-/// A part of a turn with its pictures counted.
+/// Checks that the placeholders of a text are those of the media, in their order, and puts what a family writes beside
+/// them in their place.
+fn placed(vision: &Vision, layout: &Layout, rendered: Rendered, sample: &Sample) -> Result<Rendered, DataError> {
+    let Rendered { text, spans } = rendered;
+    for (kind, medium) in [(VisualKind::Image, "picture"), (VisualKind::Video, "clip")] {
+        let Some(token) = vision.placeholder(kind) else { continue };
+        let found = text.matches(&token.text).count();
+        let wanted = layout.visuals.iter().filter(|planned| planned.visual.kind == kind).count();
+        if found != wanted {
+            return Err(record_error(
+                sample,
+                "placeholder_count",
+                format!("the number of `{}` placeholders in the text is not the number of {medium}s", token.text),
+            )
+            .expected(wanted.to_string(), found.to_string())
+            .hint(format!("write `{}` nowhere but where a {medium} stands", token.text))
+            .into());
+        }
+    }
+    let mut out = String::with_capacity(text.len());
+    // Where a byte of the text stands afterwards: after each replacement everything moves by so much.
+    let mut moves = vec![(0, 0)];
+    let mut at = 0;
+    for planned in &layout.visuals {
+        let Some(token) = vision.placeholder(planned.visual.kind) else { continue };
+        let others = [VisualKind::Image, VisualKind::Video].into_iter().filter_map(|kind| vision.placeholder(kind));
+        let next = others.filter_map(|other| Some((text[at..].find(&other.text)?, other))).min_by_key(|(at, _)| *at);
+        let Some((found, _)) = next.filter(|(_, found)| *found == token) else {
+            let what = "the chat template puts the media into another order";
+            return Err(record_error(sample, "placeholder_count", what)
+                .hint("choose another template with `model.version`, or change the order of the record's parts")
+                .into());
+        };
+        let (start, end) = (at + found, at + found + token.text.len());
+        out.push_str(&text[at..start]);
+        out.push_str(planned.text.as_ref().unwrap_or(&token.text));
+        moves.push((end, out.len() as i64 - end as i64));
+        at = end;
+    }
+    out.push_str(&text[at..]);
+    let moved = |byte: usize| {
+        let (_, by) = moves[moves.partition_point(|(from, _)| *from <= byte) - 1];
+        (byte as i64 + by) as usize
+    };
+    let spans = spans.into_iter().map(|span| moved(span.start)..moved(span.end)).collect();
+    Ok(Rendered { text: out, spans })
+}
+
+/// A part of a turn with its media counted.
 enum ContentPiece<'a> {
     Text(&'a str),
-    Pictures(usize),
+    Media(Vec<VisualKind>),
 }
 
 /// Content for a template that places pictures itself. In `llava` records the newline after a placeholder is part of
@@ -314,8 +357,8 @@ fn parts_content(pieces: &[ContentPiece<'_>], format: Format) -> Value {
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            ContentPiece::Pictures(count) => {
-                parts.extend((0..*count).map(|_| json!({"type": "image"})));
+            ContentPiece::Media(kinds) => {
+                parts.extend(kinds.iter().map(|kind| json!({"type": kind})));
                 after_picture = true;
             }
             ContentPiece::Text(text) => {
@@ -335,19 +378,19 @@ fn without_newline(text: &str) -> &str {
     text.strip_prefix("\r\n").or_else(|| text.strip_prefix('\n')).unwrap_or(text)
 }
 
-/// Content for a template that takes text: placeholders where the pictures stand, and a newline between the last
-/// picture and the words unless one is there.
-fn text_content(pieces: &[ContentPiece<'_>], placeholder: &str) -> String {
+/// Content for a template that takes text: placeholders where the media stand, and where the family has it a newline
+/// between the last of them and the words unless one is there.
+fn text_content(pieces: &[ContentPiece<'_>], in_text: impl Fn(VisualKind) -> String, has_newline: bool) -> String {
     let mut out = String::new();
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            ContentPiece::Pictures(count) => {
-                out.push_str(&placeholder.repeat(*count));
+            ContentPiece::Media(kinds) => {
+                out.extend(kinds.iter().map(|&kind| in_text(kind)));
                 after_picture = true;
             }
             ContentPiece::Text(text) => {
-                if after_picture && !text.starts_with(['\n', '\r']) && !text.trim().is_empty() {
+                if has_newline && after_picture && !text.starts_with(['\n', '\r']) && !text.trim().is_empty() {
                     out.push('\n');
                 }
                 out.push_str(text);
@@ -359,13 +402,17 @@ fn text_content(pieces: &[ContentPiece<'_>], placeholder: &str) -> String {
 }
 
 /// The user's pictures without the user's words; the newline after a placeholder stays.
-fn media_only(sample: &Sample, pieces: &[ContentPiece<'_>], placeholder: &str) -> Result<String, DataError> {
+fn media_only(
+    sample: &Sample,
+    pieces: &[ContentPiece<'_>],
+    in_text: impl Fn(VisualKind) -> String,
+) -> Result<String, DataError> {
     let mut out = String::new();
     let mut after_picture = false;
     for piece in pieces {
         match piece {
-            ContentPiece::Pictures(count) => {
-                out.push_str(&placeholder.repeat(*count));
+            ContentPiece::Media(kinds) => {
+                out.extend(kinds.iter().map(|&kind| in_text(kind)));
                 after_picture = true;
             }
             ContentPiece::Text(text) => {

@@ -15,7 +15,6 @@ mod dataset;
 mod encode;
 mod error;
 mod formats;
-mod image;
 mod json_index;
 mod ledger;
 mod loader;
@@ -27,12 +26,12 @@ mod processor;
 mod record;
 mod template;
 mod tokenizer;
+mod vision;
 
 pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, Visual, VisualKind, collate};
 pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};
-pub use image::ImageBackend;
 pub use json_index::Fingerprint;
 pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
 pub use loader::{
@@ -43,3 +42,4 @@ pub use options::{EncodeOptions, OnLong};
 pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField};
 pub use processor::{Processor, TemplateChoice};
 pub use record::{Format, MediaKind, MediaRef, MediaSource, Origin, Part, Role, Sample, Turn};
+pub use vision::ImageBackend;

@@ -12,10 +12,10 @@ use serde_json::Value;
 use crate::cache::FrameCache;
 use crate::dataset::{Dataset, open_dataset};
 use crate::error::DataError;
-use crate::image::ImageBackend;
 use crate::loader::{LoaderOptions, OnBadMedia};
 use crate::options::{EncodeOptions, OnLong};
 use crate::record::Format;
+use crate::vision::ImageBackend;
 
 /// One key of the section, for the parser's messages and the reference page.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

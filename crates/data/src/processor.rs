@@ -8,13 +8,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use media::RgbImage;
 use serde_json::Value;
 
-use crate::batch::Encoded;
+use crate::batch::{Encoded, VisualKind};
 use crate::cache::FrameCache;
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
-use crate::image::{ImageBackend, ImageSettings};
 use crate::template::{ChatTemplate, ContentShape, builtin};
 use crate::tokenizer::{Tokenizer, read_optional};
+use crate::vision::{Files, ImageBackend, Vision};
 
 /// Files of a checkpoint folder that belong to the processor, copied as they are.
 const FILES: [&str; 18] = [
@@ -47,24 +47,6 @@ pub enum TemplateChoice {
     Text(String),
 }
 
-/// How pictures stand in the text and how many tokens each takes.
-#[derive(Debug, Clone)]
-pub(crate) struct ImageTokens {
-    pub text: String,
-    pub id: u32,
-    pub patch: usize,
-    /// Tokens beside the patches (a class token), less the one that the `default` strategy drops.
-    pub extra: i64,
-}
-
-impl ImageTokens {
-    /// Tokens of a picture of this size.
-    pub fn count(&self, height: usize, width: usize) -> usize {
-        let patches = (height / self.patch) * (width / self.patch);
-        usize::try_from(patches as i64 + self.extra).unwrap_or(0)
-    }
-}
-
 /// A checkpoint's tokenizer, chat template and picture settings.
 #[derive(Debug)]
 pub struct Processor {
@@ -73,8 +55,8 @@ pub struct Processor {
     pub(crate) template: ChatTemplate,
     /// Whether the user's words are left out (template `plain`).
     pub(crate) media_only_user: bool,
-    /// Picture settings and placeholder, where the checkpoint takes pictures.
-    pub(crate) image: Option<(ImageSettings, ImageTokens)>,
+    /// What is made of pictures and clips, where the checkpoint takes them.
+    pub(crate) vision: Option<Vision>,
     pub(crate) video: VideoDefaults,
     pub(crate) cache: Option<Arc<FrameCache>>,
     now: i64,
@@ -91,20 +73,13 @@ impl Processor {
         }
         let config = read_optional(&dir.join("config.json"))?;
         let tokenizer = Tokenizer::load(dir, &config)?;
-        let processor_path = dir.join("processor_config.json");
-        let processor = read_optional(&processor_path)?;
-        let image = match image_settings(dir, &processor)? {
-            Some(settings) => {
-                let tokens = image_tokens(&processor_path, &processor, &config, &tokenizer)?;
-                Some((settings, tokens))
-            }
-            None => None,
-        };
+        let processor = read_optional(&dir.join("processor_config.json"))?;
+        let files = Files { dir, processor: &processor, config: &config, tokenizer: &tokenizer };
+        let (vision, video) = Vision::read(&files)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let image_token = image.as_ref().map(|(_, t)| t.text.clone());
-        let (template, media_only_user) = find_template(dir, &processor, &tokenizer, image_token.as_deref(), now)?;
-        let video = video_defaults(dir, &processor)?;
-        Ok(Self { dir: dir.to_path_buf(), tokenizer, template, media_only_user, image, video, cache: None, now })
+        let (template, media_only_user) =
+            find_template(dir, &processor, &tokenizer, image_token(vision.as_ref()), now)?;
+        Ok(Self { dir: dir.to_path_buf(), tokenizer, template, media_only_user, vision, video, cache: None, now })
     }
 
     /// Uses another chat template than the checkpoint's.
@@ -112,7 +87,7 @@ impl Processor {
     /// # Errors
     /// The name is not known, or the template does not compile.
     pub fn with_template(mut self, choice: &TemplateChoice) -> Result<Self, DataError> {
-        let image_token = self.image.as_ref().map(|(_, t)| t.text.as_str());
+        let image_token = image_token(self.vision.as_ref());
         (self.template, self.media_only_user) = match choice {
             TemplateChoice::BuiltIn(name) => compile_builtin(name, &self.tokenizer, self.now)?,
             TemplateChoice::Text(source) => {
@@ -126,7 +101,7 @@ impl Processor {
     /// Scales pictures as another library does (see [`ImageBackend`]).
     #[must_use]
     pub fn with_image_backend(mut self, backend: ImageBackend) -> Self {
-        self.image = self.image.map(|(settings, tokens)| (settings.with_backend(backend), tokens));
+        self.vision = self.vision.map(|vision| vision.with_backend(backend));
         self
     }
 
@@ -160,13 +135,21 @@ impl Processor {
 
     /// Id of the picture placeholder, where the checkpoint takes pictures.
     pub fn image_token_id(&self) -> Option<u32> {
-        self.image.as_ref().map(|(_, tokens)| tokens.id)
+        self.token_id(VisualKind::Image)
+    }
+
+    /// Id of the placeholder of clips, where the checkpoint takes the frames of a clip together.
+    pub fn video_token_id(&self) -> Option<u32> {
+        self.token_id(VisualKind::Video)
+    }
+
+    fn token_id(&self, kind: VisualKind) -> Option<u32> {
+        Some(self.vision.as_ref()?.placeholder(kind)?.id)
     }
 
     /// Tokens of one picture, where it does not depend on the picture's own size.
     pub fn tokens_per_image(&self) -> Option<usize> {
-        let (settings, tokens) = self.image.as_ref()?;
-        settings.fixed_size().map(|(height, width)| tokens.count(height, width))
+        self.vision.as_ref()?.tokens_per_image()
     }
 
     /// Where the chat template came from.
@@ -179,15 +162,20 @@ impl Processor {
         self.template.shape() == ContentShape::Parts
     }
 
-    /// The pictures of an encoded record with the normalisation undone: exactly the bytes that were normalised.
+    /// The pictures of an encoded record with the normalisation undone: exactly the bytes that were normalised. Frames
+    /// that only fill a patch in time are left out.
     pub fn pictures(&self, encoded: &Encoded) -> Vec<RgbImage> {
-        match (&self.image, encoded.pixel_shape.as_slice()) {
-            (Some((settings, _)), &[channels, height, width]) => {
-                let size = channels * height * width;
-                encoded.pixels.chunks_exact(size).map(|values| settings.undo(values, height, width)).collect()
-            }
-            _ => Vec::new(),
-        }
+        self.vision.as_ref().map(|vision| vision.undo(encoded)).unwrap_or_default()
+    }
+
+    /// Puts the pictures of an encoded record into another order: `order[i]` is the number of the one that takes place
+    /// `i`. Pictures that change places must have one size, as those of one clip have. Text and times stay.
+    pub fn reorder_pictures(&self, encoded: &mut Encoded, order: &[usize]) {
+        let Some(vision) = &self.vision else { return };
+        let pictures = vision.undo(encoded);
+        let reordered: Vec<RgbImage> = order.iter().map(|&picture| pictures[picture].clone()).collect();
+        encoded.pixels.clear();
+        vision.write_values(&encoded.visuals, &reordered, &mut encoded.pixels);
     }
 
     /// The checkpoint folder.
@@ -216,83 +204,9 @@ impl Processor {
     }
 }
 
-/// The picture settings: nested in `processor_config.json`, else `preprocessor_config.json`; none for a text model.
-fn image_settings(dir: &Path, processor: &Value) -> Result<Option<ImageSettings>, DataError> {
-    let path = dir.join("preprocessor_config.json");
-    let (config, path) = match &processor["image_processor"] {
-        Value::Null => (read_optional(&path)?, path),
-        nested => (nested.clone(), dir.join("processor_config.json")),
-    };
-    if config.is_null() {
-        return Ok(None);
-    }
-    ImageSettings::read(&config, &path, ImageBackend::default()).map(Some)
-}
-
-/// Placeholder and tokens of a picture: from `processor_config.json`, else from the model's own configuration.
-fn image_tokens(
-    path: &Path,
-    processor: &Value,
-    config: &Value,
-    tokenizer: &Tokenizer,
-) -> Result<ImageTokens, DataError> {
-    let bad = |what: String, hint: &str| DataError::checkpoint(path, what, hint);
-    let text =
-        tokenizer.special("image_token").or_else(|| processor["image_token"].as_str()).unwrap_or("<image>").to_owned();
-    let Some(id) = tokenizer.id_of(&text).filter(|&id| tokenizer.is_added(id)) else {
-        return Err(bad(
-            format!("the placeholder `{text}` is not a token of its own"),
-            "add it to the tokenizer, as the checkpoint's own `added_tokens_decoder` does",
-        ));
-    };
-    let declared = [&config["image_token_id"], &config["image_token_index"]].into_iter().find_map(Value::as_u64);
-    if let Some(declared) = declared.filter(|&d| d != u64::from(id)) {
-        return Err(bad(
-            format!("the placeholder `{text}` has id {id}, and `config.json` says {declared}"),
-            "tokenizer and model belong to different checkpoints; copy both again",
-        ));
-    }
-    let patch = [&processor["patch_size"], &config["vision_config"]["patch_size"]]
-        .into_iter()
-        .find_map(Value::as_u64)
-        .filter(|&p| p > 0)
-        .ok_or_else(|| bad("`patch_size` is missing".into(), "add it to `processor_config.json`"))?;
-    let is_clip = config["vision_config"]["model_type"].as_str().unwrap_or("clip_vision_model").starts_with("clip");
-    let additional = match processor["num_additional_image_tokens"].as_i64() {
-        Some(n) => n,
-        // Files from before that setting: a CLIP tower has one class token, a SigLIP tower none.
-        None if processor["patch_size"].is_null() => i64::from(is_clip),
-        None => 0,
-    };
-    let strategy = [&processor["vision_feature_select_strategy"], &config["vision_feature_select_strategy"]]
-        .into_iter()
-        .find_map(Value::as_str)
-        .unwrap_or("default");
-    let dropped = match strategy {
-        "default" => 1,
-        "full" => 0,
-        other => {
-            return Err(bad(
-                format!("`vision_feature_select_strategy: {other}` is not supported"),
-                "supported are `default` and `full`",
-            ));
-        }
-    };
-    Ok(ImageTokens { text, id, patch: patch as usize, extra: additional - dropped })
-}
-
-/// Frame settings of a checkpoint's video processor file.
-fn video_defaults(dir: &Path, processor: &Value) -> Result<VideoDefaults, DataError> {
-    let config = match &processor["video_processor"] {
-        Value::Null => read_optional(&dir.join("video_preprocessor_config.json"))?,
-        nested => nested.clone(),
-    };
-    let positive = |v: &Value| v.as_f64().filter(|&n| n > 0.0);
-    Ok(VideoDefaults {
-        num_frames: positive(&config["num_frames"]).map(|n| n as usize),
-        fps: positive(&config["fps"]),
-        rule: None,
-    })
+/// The text of the picture placeholder.
+fn image_token(vision: Option<&Vision>) -> Option<&str> {
+    Some(vision?.placeholder(VisualKind::Image)?.text.as_str())
 }
 
 /// The checkpoint's chat template, or a built-in one that its special tokens call for.

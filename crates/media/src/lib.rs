@@ -36,7 +36,7 @@ pub use frames::{list_frame_folder, load_frame_files};
 pub use index::{VideoIndex, Warning, index_video};
 pub use limits::Limits;
 pub use picture::{Frame, RgbImage, encode_png, write_png};
-pub use sample::{FrameCount, FrameRule, SampleSpec, sample_indices};
+pub use sample::{FrameCount, FrameRule, SampleSpec, frames_in_part, sample_indices};
 pub use sheet::contact_sheet;
 pub use sniff::{is_animated, is_image, is_video};
 pub use still::load_image;

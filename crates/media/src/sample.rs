@@ -144,11 +144,7 @@ pub fn sample_indices(
         return refuse(format!("at least {min} and at most {max} frames are wanted"));
     }
     spec.min_frames.map_or(Ok(()), check_count)?;
-    for (name, time) in [("start", spec.start), ("end", spec.end)] {
-        if let Some(time) = time.filter(|time| !time.is_finite()) {
-            return refuse(format!("the part of the clip has the {name} {time}; hint: give it in seconds"));
-        }
-    }
+    check_part(spec)?;
     let (first, count) = range(num_frames, fps, seconds, spec)?;
     let mut indices = match spec.rule {
         FrameRule::Transformers => transformers(count, fps, spec),
@@ -162,6 +158,18 @@ pub fn sample_indices(
         *index += first;
     }
     Ok(indices)
+}
+
+/// The number of frames in the wanted part of a clip, as the rule of the request delimits it; its count does not matter.
+///
+/// # Errors
+/// [`MediaError::BadRequest`] where the part is empty, or its ends are no times.
+pub fn frames_in_part(num_frames: usize, fps: f64, seconds: &[f64], spec: &SampleSpec) -> Result<usize, MediaError> {
+    if num_frames == 0 {
+        return refuse("the clip has no frames".into());
+    }
+    check_part(spec)?;
+    Ok(range(num_frames, fps, seconds, spec)?.1)
 }
 
 /// The first frame of the wanted part of the clip, and the number of its frames.
@@ -198,6 +206,15 @@ fn range(num_frames: usize, fps: f64, seconds: &[f64], spec: &SampleSpec) -> Res
         (first, end)
     };
     Ok((first, end - first))
+}
+
+fn check_part(spec: &SampleSpec) -> Result<(), MediaError> {
+    for (name, time) in [("start", spec.start), ("end", spec.end)] {
+        if let Some(time) = time.filter(|time| !time.is_finite()) {
+            return refuse(format!("the part of the clip has the {name} {time}; hint: give it in seconds"));
+        }
+    }
+    Ok(())
 }
 
 fn refuse<T>(detail: String) -> Result<T, MediaError> {

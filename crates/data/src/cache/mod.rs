@@ -79,7 +79,7 @@ struct Told {
 pub(crate) struct Wanted<'a> {
     /// Which frames.
     pub indices: &'a [usize],
-    /// What is done to them, see `ImageSettings::shape_key`.
+    /// What is done to them, see `Vision::shape_key`.
     pub shape: &'a str,
     /// Bounds, which may refuse what others let through.
     pub limits: &'a Limits,

@@ -266,7 +266,9 @@ impl Shared {
         let Open { records, mut events, num_bytes, .. } = open;
         let index = records.first().map_or(0, |record| record.encoded.index);
         let result = guarded(index, || {
-            Batch::of_prepared(records, |pictures, values| self.processor.write_values(pictures, values))
+            Batch::of_prepared(records, |visuals, pictures, values| {
+                self.processor.write_values(visuals, pictures, values);
+            })
         });
         if let Err(error) = &result {
             let named = match error {

@@ -1,22 +1,20 @@
-//! Owns [`ImageSettings`]: a checkpoint's picture settings and the way from RGB bytes to normalised values.
+//! Owns [`ImageSettings`]: the settings of processors that make pictures of one size, and the way from RGB bytes there.
 //! It refuses to decode files, and processors whose arithmetic it does not repeat exactly.
 //!
 //! Source: `transformers` 5.23 `image_processing_backends.py`. There every processor resizes with torchvision unless
 //! the caller asks for Pillow, whatever the class name in the file says; `Backend::Pillow` repeats the other one.
-//! Values equal the reference bit for bit: the resize is integer arithmetic, and the rest is the same f32 operations
-//! in the same order, looked up in a table of 256 values a channel.
-
-use std::path::Path;
 
 use media::RgbImage;
 use media::resize::Filter;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::fields::Fields;
+use super::values::Values;
 use crate::error::DataError;
 
-const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
-const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+pub(crate) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// Whose resize is repeated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -27,6 +25,16 @@ pub enum ImageBackend {
     Torchvision,
     /// Pillow, as `transformers` 4 did for classes without `Fast` in their name.
     Pillow,
+}
+
+impl ImageBackend {
+    /// Scales as the library does.
+    pub(crate) fn resize(self, image: &RgbImage, width: u32, height: u32, filter: Filter) -> RgbImage {
+        match self {
+            Self::Torchvision => media::resize::torchvision(image, width, height, filter),
+            Self::Pillow => media::resize::pillow(image, width, height, filter),
+        }
+    }
 }
 
 /// The size that a picture is scaled to.
@@ -45,10 +53,7 @@ pub(crate) struct ImageSettings {
     pub pad_square: bool,
     resize: Option<(Target, Filter)>,
     crop: Option<(usize, usize)>,
-    rescale: Option<f64>,
-    normalize: Option<([f64; 3], [f64; 3])>,
-    /// `table[channel][byte]`: the value of a byte.
-    table: Box<[[f32; 256]; 3]>,
+    values: Values,
 }
 
 /// What a class says when its file says nothing.
@@ -60,6 +65,14 @@ struct ClassDefaults {
     /// Whether the class pads to a square when `do_pad` is set.
     pads_square: bool,
     int_size_is_shortest: bool,
+}
+
+/// The image processor that a file names, without the ending that says which library computes.
+pub(crate) fn image_class(config: &Value) -> Option<String> {
+    let name = config["image_processor_type"].as_str().map(str::to_owned);
+    let name = name
+        .or_else(|| Some(config["feature_extractor_type"].as_str()?.replace("FeatureExtractor", "ImageProcessor")))?;
+    Some(name.trim_end_matches("Fast").trim_end_matches("Pil").to_owned())
 }
 
 fn class_defaults(class: &str) -> Option<ClassDefaults> {
@@ -86,34 +99,12 @@ fn class_defaults(class: &str) -> Option<ClassDefaults> {
     }
 }
 
-/// Keys that are known and have no effect on values.
-const WITHOUT_EFFECT: [&str; 14] = [
-    "image_processor_type",
-    "feature_extractor_type",
-    "processor_class",
-    "auto_map",
-    "data_format",
-    "input_data_format",
-    "return_tensors",
-    "disable_grouping",
-    "device",
-    "default_to_square",
-    "_valid_processor_keys",
-    "do_convert_rgb",
-    "use_fast",
-    "image_seq_length",
-];
-
-const READ: [&str; 14] = [
+/// Keys that are read here, beside those of [`values::KEYS`](super::values::KEYS).
+const READ: [&str; 9] = [
     "size",
     "crop_size",
     "do_resize",
     "do_center_crop",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
     "resample",
     "do_pad",
     "pad_size",
@@ -121,79 +112,58 @@ const READ: [&str; 14] = [
     "use_square_size",
 ];
 
+/// The filter that a file names, bicubic where it names none.
+///
+/// # Errors
+/// One that the library does not have.
+pub(crate) fn read_filter(fields: &Fields<'_>, backend: ImageBackend, resizes: bool) -> Result<Filter, DataError> {
+    let number = match fields.config.get("resample") {
+        None => 3,
+        Some(Value::Null) if !resizes => 3,
+        Some(value) => value.as_u64().ok_or_else(|| fields.wrong("resample", "a filter's number"))?,
+    };
+    Ok(match (number, backend) {
+        (2, _) => Filter::Bilinear,
+        (3, _) => Filter::Bicubic,
+        (0, ImageBackend::Pillow) => Filter::Nearest,
+        (1, ImageBackend::Pillow) => Filter::Lanczos,
+        (4, ImageBackend::Pillow) => Filter::Box,
+        (5, ImageBackend::Pillow) => Filter::Hamming,
+        _ => return Err(fields.bad(format!("`resample: {number}` is not supported"), "supported are 2 and 3")),
+    })
+}
+
 impl ImageSettings {
-    /// Reads the settings of a file that was parsed to `config`.
+    /// Reads the settings of a file.
     ///
     /// # Errors
     /// A class or setting that is not supported, by name.
-    pub fn read(config: &Value, path: &Path, backend: ImageBackend) -> Result<Self, DataError> {
-        let bad = |what: String, hint: &str| DataError::checkpoint(path, what, hint);
-        let class = config["image_processor_type"]
-            .as_str()
-            .map(str::to_owned)
-            .or_else(|| {
-                config["feature_extractor_type"].as_str().map(|s| s.replace("FeatureExtractor", "ImageProcessor"))
-            })
-            .unwrap_or_else(|| "LlavaImageProcessor".to_owned());
-        let class = class.trim_end_matches("Fast");
-        let Some(defaults) = class_defaults(class) else {
-            return Err(bad(
+    pub fn read(fields: &Fields<'_>, backend: ImageBackend) -> Result<Self, DataError> {
+        let config = fields.config;
+        let class = image_class(config).unwrap_or_else(|| "LlavaImageProcessor".to_owned());
+        let Some(defaults) = class_defaults(&class) else {
+            return Err(fields.bad(
                 format!("image processor `{class}` is not supported"),
-                "supported are CLIPImageProcessor, SiglipImageProcessor and LlavaImageProcessor",
+                "supported are CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor and Qwen2VLImageProcessor",
             ));
         };
-        for (key, value) in config.as_object().into_iter().flatten() {
-            if !value.is_null() && !READ.contains(&key.as_str()) && !WITHOUT_EFFECT.contains(&key.as_str()) {
-                return Err(bad(
-                    format!("`{class}`: setting `{key}` is not supported"),
-                    "remove the setting if it has no effect on pixel values",
-                ));
-            }
+        fields.check_known(&class, &[&READ[..], &super::values::KEYS].concat(), &[])?;
+        for key in ["image_processor_type", "feature_extractor_type", "image_aspect_ratio"] {
+            fields.name(key)?;
         }
-        let wrong = |key: &str, expected: &str| {
-            bad(
-                format!("`{key}` must be {expected}, found `{}`", config[key]),
-                "correct the setting, or remove it for the class's own",
-            )
-        };
-        // As in the reference, a null says no and an absent flag leaves it to the class.
-        let flag = |key: &str, default: bool| match config.get(key) {
-            None => Ok(default),
-            Some(Value::Null) => Ok(false),
-            Some(value) => value.as_bool().ok_or_else(|| wrong(key, "true or false")),
-        };
-        let texts = ["image_processor_type", "feature_extractor_type", "image_aspect_ratio"];
-        if let Some(key) = texts.into_iter().find(|key| !config[*key].is_null() && !config[*key].is_string()) {
-            return Err(wrong(key, "a name"));
-        }
-        let resizes = flag("do_resize", true)?;
-        // Media are RGB before they come here; a null asks for nothing.
-        if !flag("do_convert_rgb", true)? && !config["do_convert_rgb"].is_null() {
-            return Err(bad("`do_convert_rgb: false` is not supported".into(), "media are always RGB here"));
-        }
+        let resizes = fields.flag("do_resize", true)?;
+        let unsupported = |key: &str| fields.bad(format!("`{key}` {} is not supported", config[key]), SIZE_HINT);
         let target = if config["size"].is_null() {
-            if flag("use_square_size", false)? { Target::Exact { height: 224, width: 224 } } else { defaults.size }
+            if fields.flag("use_square_size", false)? {
+                Target::Exact { height: 224, width: 224 }
+            } else {
+                defaults.size
+            }
         } else {
-            read_size(&config["size"], defaults.int_size_is_shortest)
-                .ok_or_else(|| bad(format!("`size` {} is not supported", config["size"]), SIZE_HINT))?
+            read_size(&config["size"], defaults.int_size_is_shortest).ok_or_else(|| unsupported("size"))?
         };
-        let filter = match config.get("resample") {
-            None => 3,
-            Some(Value::Null) if !resizes => 3,
-            Some(value) => value.as_u64().ok_or_else(|| wrong("resample", "a filter's number"))?,
-        };
-        let filter = match filter {
-            2 => Filter::Bilinear,
-            3 => Filter::Bicubic,
-            other => match (backend, other) {
-                (ImageBackend::Pillow, 0) => Filter::Nearest,
-                (ImageBackend::Pillow, 1) => Filter::Lanczos,
-                (ImageBackend::Pillow, 4) => Filter::Box,
-                (ImageBackend::Pillow, 5) => Filter::Hamming,
-                _ => return Err(bad(format!("`resample: {other}` is not supported"), "supported are 2 and 3")),
-            },
-        };
-        let crop = if flag("do_center_crop", defaults.crop.is_some())? {
+        let filter = read_filter(fields, backend, resizes)?;
+        let crop = if fields.flag("do_center_crop", defaults.crop.is_some())? {
             let crop = match &config["crop_size"] {
                 Value::Null => defaults.crop.or(match target {
                     Target::Exact { height, width } => Some((height, width)),
@@ -204,54 +174,27 @@ impl ImageSettings {
                     _ => None,
                 },
             };
-            Some(crop.ok_or_else(|| bad(format!("`crop_size` {} is not supported", config["crop_size"]), SIZE_HINT))?)
+            Some(crop.ok_or_else(|| unsupported("crop_size"))?)
         } else {
             None
         };
         let pad_square = match config["image_aspect_ratio"].as_str() {
             Some("pad") => true,
-            None | Some("square") => defaults.pads_square && flag("do_pad", false)?,
+            None | Some("square") => defaults.pads_square && fields.flag("do_pad", false)?,
             Some(other) => {
-                return Err(bad(format!("`image_aspect_ratio: {other}` is not supported"), "supported is `pad`"));
+                return Err(fields.bad(format!("`image_aspect_ratio: {other}` is not supported"), "supported is `pad`"));
             }
         };
-        if flag("do_pad", false)? && !defaults.pads_square {
-            return Err(bad(format!("`{class}` with `do_pad` is not supported"), "set `do_pad: false`"));
+        if fields.flag("do_pad", false)? && !defaults.pads_square {
+            return Err(fields.bad(format!("`{class}` with `do_pad` is not supported"), "set `do_pad: false`"));
         }
-        let rescale = match (flag("do_rescale", true)?, config.get("rescale_factor")) {
-            (false, _) => None,
-            (true, None) => Some(1.0 / 255.0),
-            (true, Some(value)) => {
-                let factor = value.as_f64().filter(|f| *f > 0.0);
-                Some(factor.ok_or_else(|| wrong("rescale_factor", "a number above 0"))?)
-            }
-        };
-        let normalizes = flag("do_normalize", true)?;
-        let channels = |key: &str, default: [f64; 3]| match config.get(key) {
-            None => Ok(default),
-            Some(Value::Null) if !normalizes => Ok(default),
-            Some(Value::Number(n)) => Ok([n.as_f64().unwrap_or_default(); 3]),
-            Some(value) => {
-                let list = value.as_array().and_then(|l| l.iter().map(Value::as_f64).collect::<Option<Vec<_>>>());
-                list.and_then(|l| <[f64; 3]>::try_from(l).ok())
-                    .ok_or_else(|| wrong(key, "three numbers, one a channel"))
-            }
-        };
-        let (mean, std) = (channels("image_mean", defaults.mean)?, channels("image_std", defaults.std)?);
-        if std.iter().any(|s| *s <= 0.0) {
-            return Err(bad("`image_std` must be above 0".into(), "use 1 for a channel that is not scaled"));
-        }
-        let normalize = normalizes.then_some((mean, std));
-        let table = table(backend, rescale, normalize);
-        let resize = resizes.then_some((target, filter));
-        Ok(Self { backend, pad_square, resize, crop, rescale, normalize, table })
+        let values = Values::read(fields, backend, defaults.mean, defaults.std)?;
+        Ok(Self { backend, pad_square, resize: resizes.then_some((target, filter)), crop, values })
     }
 
     /// The same settings with another resize.
-    pub fn with_backend(mut self, backend: ImageBackend) -> Self {
-        self.backend = backend;
-        self.table = table(backend, self.rescale, self.normalize);
-        self
+    pub fn with_backend(self, backend: ImageBackend) -> Self {
+        Self { backend, values: self.values.with_backend(backend), ..self }
     }
 
     /// Height and width of every picture, where they do not depend on the picture.
@@ -286,7 +229,8 @@ impl ImageSettings {
     /// Writes the values `[3, H, W]` of a picture that [`ImageSettings::shape`] made.
     pub fn write_values(&self, image: &RgbImage, values: &mut [f32]) {
         let plane = image.width as usize * image.height as usize;
-        for (channel, (out, table)) in values.chunks_exact_mut(plane.max(1)).zip(self.table.iter()).enumerate() {
+        for (channel, out) in values.chunks_exact_mut(plane.max(1)).enumerate() {
+            let table = self.values.of_channel(channel);
             for (value, pixel) in out.iter_mut().zip(image.data.chunks_exact(3)) {
                 *value = table[usize::from(pixel[channel])];
             }
@@ -297,10 +241,9 @@ impl ImageSettings {
     pub fn undo(&self, values: &[f32], height: usize, width: usize) -> RgbImage {
         let plane = height * width;
         let mut image = RgbImage::filled(width as u32, height as u32, [0; 3]);
-        for (channel, (values, table)) in values.chunks_exact(plane.max(1)).zip(self.table.iter()).enumerate() {
+        for (channel, values) in values.chunks_exact(plane.max(1)).enumerate() {
             for (value, pixel) in values.iter().zip(image.data.chunks_exact_mut(3)) {
-                // The table rises with the byte.
-                pixel[channel] = table.partition_point(|known| known < value).min(255) as u8;
+                pixel[channel] = self.values.byte(channel, *value);
             }
         }
         image
@@ -319,7 +262,7 @@ impl ImageSettings {
 
     /// The mean colour.
     fn padding(&self) -> [u8; 3] {
-        self.normalize.map_or(CLIP_MEAN, |(mean, _)| mean).map(|m| (m * 255.0) as u8)
+        self.values.mean().unwrap_or(CLIP_MEAN).map(|m| (m * 255.0) as u8)
     }
 
     fn resized(&self, image: &RgbImage, target: Target, filter: Filter) -> Option<RgbImage> {
@@ -328,10 +271,7 @@ impl ImageSettings {
         if (height, width) == (image.height, image.width) {
             return None;
         }
-        Some(match self.backend {
-            ImageBackend::Torchvision => media::resize::torchvision(image, width, height, filter),
-            ImageBackend::Pillow => media::resize::pillow(image, width, height, filter),
-        })
+        Some(self.backend.resize(image, width, height, filter))
     }
 
     /// The middle of the picture, black where the picture is smaller; `None` when it has that size already.
@@ -439,29 +379,4 @@ fn paste(out: &mut RgbImage, image: &RgbImage, x: i64, y: i64) {
         let length = ((last - first) * 3) as usize;
         out.data[to..to + length].copy_from_slice(&image.data[from..from + length]);
     }
-}
-
-/// The value of every byte of every channel, in the reference's order of operations.
-fn table(backend: ImageBackend, rescale: Option<f64>, normalize: Option<([f64; 3], [f64; 3])>) -> Box<[[f32; 256]; 3]> {
-    let mut table = Box::new([[0.0f32; 256]; 3]);
-    for (channel, row) in table.iter_mut().enumerate() {
-        for (byte, value) in row.iter_mut().enumerate() {
-            let byte = byte as f32;
-            *value = match (backend, rescale, normalize) {
-                // Mean and deviation are scaled up instead of the picture down.
-                (ImageBackend::Torchvision, Some(factor), Some((mean, std))) => {
-                    let up = (1.0 / factor) as f32;
-                    (byte - mean[channel] as f32 * up) / (std[channel] as f32 * up)
-                }
-                (ImageBackend::Torchvision, Some(factor), None) => byte * factor as f32,
-                (ImageBackend::Pillow, Some(factor), None) => (f64::from(byte) * factor) as f32,
-                (ImageBackend::Pillow, Some(factor), Some((mean, std))) => {
-                    ((f64::from(byte) * factor) as f32 - mean[channel] as f32) / std[channel] as f32
-                }
-                (_, None, Some((mean, std))) => (byte - mean[channel] as f32) / std[channel] as f32,
-                (_, None, None) => byte,
-            };
-        }
-    }
-    table
 }
