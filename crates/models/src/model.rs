@@ -1,7 +1,7 @@
 //! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
 //! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
 //!
-//! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
+//! Source: `LlavaForConditionalGeneration` and the `ForCausalLM` classes of the decoders of `transformers`.
 
 use crate::config::{FeatureSelect, LlavaConfig, ModelConfig};
 use crate::decoder::Decoder;

@@ -11,7 +11,7 @@ use fields::Fields;
 use serde_json::{Value, json};
 use std::path::Path;
 use tensor::Activation;
-use text::DecoderConfig;
+use text::{DecoderConfig, DecoderFamily};
 use vision::VisionConfig;
 
 /// Which of a tower's tokens are projected (`vision_feature_select_strategy`).
@@ -61,7 +61,7 @@ pub struct ModelConfig {
 }
 
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] = &["llava", "llama", "qwen2"];
+pub const FAMILIES: &[&str] = &["llava", "llama", "mistral", "phi3", "qwen2", "qwen3"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -77,7 +77,7 @@ impl ModelConfig {
         let model_type = root.str_or("model_type", "")?;
         match model_type.as_str() {
             "llava" => ModelConfig::llava(place, &raw),
-            "llama" | "qwen2" => {
+            decoder if DecoderFamily::find(decoder).is_some() => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
                 Ok(ModelConfig { model_type, text, llava: None, raw })
             }
@@ -199,8 +199,8 @@ mod tests {
     fn every_field_is_read_or_refused_by_name() {
         let check = |change: fn(&mut Value), expected: &str| assert_eq!(error_of(change), expected);
         check(
-            |v| v["text_config"]["use_sliding_window"] = json!(true),
-            "`config.json/text_config`: field `use_sliding_window`: sliding-window attention is not supported, expected false",
+            |v| v["text_config"]["layer_types"] = json!(["sliding_attention"]),
+            "`config.json/text_config`: field `layer_types`: expected `full_attention` in every layer where no sliding window is used, found `[\"sliding_attention\"]`",
         );
         check(
             |v| v["text_config"]["qk_norm"] = json!(true),
@@ -208,7 +208,7 @@ mod tests {
         );
         check(
             |v| v["text_config"]["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0}),
-            "`config.json/text_config/rope_scaling`: field `rope_type`: expected default, linear, llama3 or yarn, found `dynamic`",
+            "`config.json/text_config/rope_scaling`: field `rope_type`: expected default, linear, llama3, yarn or longrope, found `dynamic`",
         );
         check(
             |v| v["text_config"]["num_key_value_heads"] = json!(2),
@@ -228,7 +228,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, llama, qwen2",
+            "`config.json`: model_type `blip` is not known; known are llava, llama, mistral, phi3, qwen2, qwen3",
         );
     }
 }
