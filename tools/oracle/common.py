@@ -259,6 +259,16 @@ VICUNA_BLOCKS = (
     "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
 )
 
+# Phi: a mark before each turn and one after it, nothing between them.
+PHI = (
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>' }}"
+    "{% for part in message['content'] if part['type'] == 'image' %}{{ '<image>' }}{% endfor %}"
+    "{% for part in message['content'] if part['type'] == 'text' %}{{ part['text'] }}{% endfor %}"
+    "{{ '<|end|>' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
+)
+
 
 # ---------------------------------------------------------------------------------------------------
 # Images: smooth colour fields with a few hard edges, of sizes that need resizing and ones that do not.

@@ -16,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import common
-from common import hub_name, put, save_tensors, write_json
-from models_ref import batch_of, load_model, nll_of
+from common import disk_name, put, save_tensors, write_json
+from models_ref import batches_of, load_model, nll_of
+from models_specs import SPECS
 
 EVERY_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -114,6 +115,35 @@ ADAPTERS = {
     "siglip_odd_qwen2_tied": {
         "tower_and_projector": (
             {"r": 3, "lora_alpha": 5, "target_modules": ["q_proj", "k_proj", "fc1", "linear_1", "linear_2"]},
+            True,
+        ),
+    },
+    # Norms of heads beside adapters; a text-only model, adapted on every linear map.
+    "siglip_qwen3_windows": {
+        "fresh": ({"r": 4, "lora_alpha": 8, "target_modules": EVERY_LINEAR}, False),
+        "heads_saved": (
+            {"r": 3, "lora_alpha": 6, "target_modules": ["k_proj", "o_proj"], "modules_to_save": ["q_norm"]},
+            True,
+        ),
+    },
+    "text_mistral_defaults": {
+        "fresh": ({"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}, False),
+        "all_linear": ({"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, True),
+    },
+    # Fused maps are one module each, with one A and one B.
+    "text_phi3_longrope": {
+        "all_linear": ({"r": 3, "lora_alpha": 6, "target_modules": "all-linear"}, True),
+    },
+    "siglip_phi3_longrope": {
+        "fresh_fused": ({"r": 4, "lora_alpha": 8, "target_modules": ["qkv_proj", "gate_up_proj", "down_proj"]}, False),
+        "fused": (
+            {
+                "r": 4,
+                "lora_alpha": 8,
+                "target_modules": ["qkv_proj", "gate_up_proj"],
+                "rank_pattern": {"gate_up_proj": 2},
+                "modules_to_save": ["multi_modal_projector"],
+            },
             True,
         ),
     },
@@ -237,12 +267,14 @@ def make(folder_name, name, seed):
     alone = logits_of(model, samples)
     for i, logits in enumerate(alone):
         out[f"sample{i}.logits"] = logits[::STRIDE].clone()
-    batch, labels = batch_of(samples, pad_id(folder))
-    nll = nll_of(model(**batch).logits, labels)
-    count = int((labels[:, 1:] != common.IGNORE).sum())
-    loss = nll.sum() / count
-    loss.backward()
-    out["batch.loss"] = loss.detach().reshape(1).clone()
+    batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))
+    count = sum(int((labels[:, 1:] != common.IGNORE).sum()) for _, labels in batches)
+    loss = 0.0
+    for batch, labels in batches:
+        part = nll_of(model(**batch).logits, labels).sum() / count
+        part.backward()
+        loss += part.detach()
+    out["batch.loss"] = loss.reshape(1).clone()
     trainable, no_gradient = {}, []
     for n, p in model.named_parameters():
         if not p.requires_grad:
@@ -259,14 +291,15 @@ def make(folder_name, name, seed):
     modules = modules_of(model)
 
     merged = model.merge_and_unload().eval()
+    spell = disk_name(merged)
     worst = max(float((a - b).abs().max()) for a, b in zip(alone, logits_of(merged, samples)))
     base_logits = logits_of(load_model(folder), samples)
     moved = max(float((a - b).abs().max()) for a, b in zip(alone, base_logits))
     changed = []
     for n, p in merged.named_parameters():
         if not torch.equal(p.detach(), plain[n]):
-            changed.append(hub_name(n))
-            put(out, "merged", hub_name(n), p.detach() - plain[n], whole=0)
+            changed.append(spell(n))
+            put(out, "merged", spell(n), p.detach() - plain[n], whole=0)
     save_tensors(os.path.join(target, "expected.safetensors"), out)
     write_json(
         os.path.join(target, "expected.json"),

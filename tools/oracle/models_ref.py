@@ -220,6 +220,8 @@ def labels_of(spec, processor, text, expanded, ids):
         return common.labels_chatml(tok, ids)
     if spec["labels"] == "chatml_plain":
         return common.labels_by_prefix(tok, expanded, ids, "<|im_start|>assistant\n", "<|im_end|>")
+    if spec["labels"] == "phi":
+        return common.labels_by_prefix(tok, expanded, ids, "<|assistant|>", "<|end|>")
     # A generation block that holds the space before the answer makes it part of what is supervised.
     opening = "ASSISTANT:" if spec["labels"] == "vicuna_blocks" else "ASSISTANT: "
     return common.labels_by_prefix(tok, expanded, ids, opening, tok.eos_token)
@@ -242,6 +244,12 @@ def batch_of(encoded, pad_id):
     return out, torch.tensor(labels)
 
 
+def batches_of(encoded, pad_id, alone):
+    """All samples as one padded batch; with `alone` each as a batch of its own: LongRoPE takes its factors for a whole
+    batch by the longest row in it, padding included, and no sample may depend on its neighbours."""
+    return [batch_of([e], pad_id) for e in encoded] if alone else [batch_of(encoded, pad_id)]
+
+
 def nll_of(logits, labels):
     """nll[i] belongs to position i, which predicts token i + 1; 0 where that target is not supervised."""
     nll = torch.zeros(labels.shape, dtype=torch.float32)
@@ -253,7 +261,7 @@ def nll_of(logits, labels):
     return nll
 
 
-def gradient_noise(model, batch, labels, count):
+def gradient_noise(model, batches, count):
     """How far rounding moves each gradient: norm of (f32 - f64 gradient) / norm, where above 1e-4.
 
     The f64 run keeps the reference's own f32 islands (norms, softmax), so this is a lower bound.
@@ -261,8 +269,9 @@ def gradient_noise(model, batch, labels, count):
     spell = disk_name(model)
     wide = copy.deepcopy(model).double()
     wide.zero_grad(set_to_none=True)
-    batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
-    (nll_of(wide(**batch).logits, labels).sum() / count).backward()
+    for batch, labels in batches:
+        batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        (nll_of(wide(**batch).logits, labels).sum() / count).backward()
     out = {}
     for (n, p), (_, q) in zip(model.named_parameters(), wide.named_parameters()):
         if p.grad is not None:
@@ -359,25 +368,27 @@ def make(name):
     write_json(os.path.join(folder, "samples.json"), samples)
 
     # The whole batch, padded: features, logits at the samples' own positions, loss, gradients.
-    batch, labels = batch_of(encoded, tokenizer_of(processor).pad_token_id)
+    batches = batches_of(encoded, tokenizer_of(processor).pad_token_id, spec.get("alone", False))
     model.zero_grad(set_to_none=True)
-    result = model(**batch)
-    nll = nll_of(result.logits, labels)
-    count = int((labels[:, 1:] != IGNORE).sum())
-    loss = nll.sum() / count
-    loss.backward()
-    own = model(**batch, labels=labels, num_items_in_batch=count).loss
-    assert abs(own.item() - loss.item()) < 1e-5 * loss.item()
+    count = sum(int((labels[:, 1:] != IGNORE).sum()) for _, labels in batches)
+    loss, own, worst, features, padded = 0.0, 0.0, 0.0, [], []
+    for batch, labels in batches:
+        result = model(**batch)
+        part = nll_of(result.logits, labels).sum() / count
+        part.backward()
+        loss += part.detach()
+        own += model(**batch, labels=labels, num_items_in_batch=count).loss.item()
+        padded.extend(result.logits.detach())
+        if getattr(result, "image_hidden_states", None) is not None:
+            features.append(result.image_hidden_states.detach().reshape(-1, result.image_hidden_states.shape[-1]))
+    assert abs(own - loss.item()) < 1e-5 * loss.item()
     if not is_text_only(spec):
-        features = result.image_hidden_states.detach()
+        features = torch.cat(features)
         out["batch.features"] = features.reshape(-1, spec["tokens_per_image"], features.shape[-1]).clone()
-    worst = 0.0
     for index, e in enumerate(encoded):
-        alone = out[f"sample{index}.logits"]
-        padded = result.logits[index, : len(e["ids"])].detach()
-        worst = max(worst, float((alone - padded).abs().max()))
+        worst = max(worst, float((out[f"sample{index}.logits"] - padded[index][: len(e["ids"])]).abs().max()))
     scale = float(torch.cat([out[f"sample{i}.logits"].reshape(-1) for i in range(len(encoded))]).std())
-    out["batch.loss"] = loss.detach().reshape(1).clone()
+    out["batch.loss"] = loss.reshape(1).clone()
     unreached, zero = [], []
     for n, p in model.named_parameters():
         if p.grad is None:
@@ -387,7 +398,7 @@ def make(name):
         if n.endswith("k_proj.bias") and "vision_tower" in n:
             zero.append(spell(n))
         put(out, "grad", spell(n), p.grad)
-    noise = gradient_noise(model, batch, labels, count)
+    noise = gradient_noise(model, batches, count)
 
     # Continuations of a prompt with images and of one without.
     info["greedy"] = []
@@ -401,6 +412,12 @@ def make(name):
         new, gap = greedy(model, inputs, 24)
         eos = next((t for i, t in enumerate(new) if i >= 5 and t not in new[:i]), new[0])
         stopped, _ = greedy(model, inputs, 24, eos)
+        # The reference mixes the keys of both ranges where a LLaVA grows past LongRoPE's switch: none does so here.
+        switch = getattr(model.config.get_text_config(), "rope_parameters", {}).get("long_factor") and (
+            model.config.get_text_config().rope_parameters["original_max_position_embeddings"]
+        )
+        crosses = bool(switch) and len(ids) <= switch < len(ids) + 24
+        assert is_text_only(spec) or not crosses, (len(ids), switch)
         info["greedy"].append(
             {
                 "sample": which, "num_messages": cut, "text": text, "input_ids": ids, "images": pictures({"messages": prompt[:cut]}),
@@ -440,7 +457,7 @@ def make(name):
     size = sum(os.path.getsize(os.path.join(d, f)) for d, _, fs in os.walk(folder) for f in fs)
     print(
         f"{name}: {size / 1e3:.0f} kB, loss {float(loss):.4f} over {count}, logits std {scale:.2f}, padded-alone {worst:.1e}, "
-        f"tokens {[len(e['ids']) for e in encoded]}, gaps {[round(g['smallest_gap'], 3) for g in info['greedy']]}, "
+        f"tokens {[len(e['ids']) for e in encoded]}, prompts {[len(g['input_ids']) for g in info['greedy']]}, gaps {[round(g['smallest_gap'], 3) for g in info['greedy']]}, "
         f"masks checked {masks_checked}, unreached {len(unreached)}, "
         f"least sensitive {min(info['sensitivity'].items(), key=lambda kv: kv[1])}"
     )

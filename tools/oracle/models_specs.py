@@ -1,6 +1,6 @@
 """The architectures of fixtures/models: what each tiny checkpoint is there to show."""
 
-from common import CHATML, CHATML_PLAIN, VICUNA, VICUNA_BLOCKS
+from common import CHATML, CHATML_PLAIN, PHI, VICUNA, VICUNA_BLOCKS
 
 TEXTS = {
     "what": "What is moving?",
@@ -31,6 +31,8 @@ THREE_SAMPLES = [
 ]
 TWO_SAMPLES = [FOUR_SAMPLES[0], [("user", 0, "larger"), ("assistant", 0, "yes")]]
 TEXT_SAMPLES = [FOUR_SAMPLES[2], [("user", 0, "many"), ("assistant", 0, "two")]]
+# One long sample and short ones.
+PHI_SAMPLES = [FOUR_SAMPLES[2], [("user", 0, "many"), ("assistant", 0, "two")], [("user", 0, "what"), ("assistant", 0, "two")]]
 
 QWEN_TOKENS = {
     "kind": "bytelevel",
@@ -45,6 +47,13 @@ LLAMA_TOKENS = {
     "names": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"},
 }
 QWEN_PAD, QWEN_EOS, QWEN_IMAGE = 340, 342, 343
+PHI_TOKENS = {
+    "kind": "bytelevel",
+    "size": 340,
+    "specials": ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|system|>", "<|end|>", "<image>"],
+    "names": {"eos_token": "<|end|>", "pad_token": "<|endoftext|>"},
+}
+PHI_PAD, PHI_EOS, PHI_IMAGE = 340, 344, 345
 
 
 def siglip_files(size, patch):
@@ -570,4 +579,396 @@ SPECS["text_llama"] = {
         "vocab_size": 408,
     },
     "sensitivity": [("rope_parameters", {"rope_theta": 500000.0})],
+}
+
+# Qwen3: norms of query and key heads, 128 dimensions a head by class default, an odd number of heads, tied, bf16.
+SPECS["text_qwen3"] = {
+    "seed": 122,
+    "tokenizer": QWEN_TOKENS,
+    "template": CHATML,
+    "labels": "chatml",
+    "samples": TEXT_SAMPLES,
+    "text_only": 1,
+    "image_sizes": [],
+    "disk_dtype": "bfloat16",
+    "fill": {"embed_std": 0.06},
+    "generation": {"eos_token_id": QWEN_EOS, "pad_token_id": QWEN_PAD},
+    "config": {
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 40,
+        "intermediate_size": 56,
+        "max_window_layers": 2,
+        "model_type": "qwen3",
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "rope_scaling": None,
+        "rope_theta": 1000000.0,
+        "sliding_window": None,
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "use_sliding_window": False,
+        "vocab_size": 352,
+    },
+    "sensitivity": [("rope_parameters", {"rope_theta": 10000.0}), ("rms_norm_eps", 1e-5)],
+}
+# The same behind a tower, as transformers 5 writes it: biases of all four maps, as many key heads as query heads, heads
+# narrower than hidden / heads, untied, and windows in the layers from the second on.
+SPECS["siglip_qwen3_windows"] = {
+    "seed": 112,
+    "tokenizer": QWEN_TOKENS,
+    "template": CHATML,
+    "template_file": "chat_template.jinja",
+    "labels": "chatml",
+    "samples": THREE_SAMPLES,
+    "image_sizes": [(16, 16), (21, 16), (16, 30)],
+    **siglip_files(16, 8),
+    "spelling": "transformers5",
+    "generation": {"eos_token_id": QWEN_EOS, "pad_token_id": QWEN_PAD},
+    "config": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": QWEN_IMAGE,
+        "model_type": "llava",
+        "text_config": {
+            "attention_bias": True,
+            "head_dim": 12,
+            "hidden_size": 44,
+            "intermediate_size": 52,
+            "max_window_layers": 1,
+            "model_type": "qwen3",
+            "num_attention_heads": 3,
+            "num_hidden_layers": 3,
+            "num_key_value_heads": 3,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 50000.0,
+            "sliding_window": 9,
+            "use_sliding_window": True,
+            "vocab_size": 352,
+        },
+        "torch_dtype": "float32",
+        "vision_config": {
+            "hidden_size": 24,
+            "image_size": 16,
+            "intermediate_size": 28,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "patch_size": 8,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "sensitivity": [
+        ("text_config.sliding_window", 10),
+        ("text_config.sliding_window", 8),
+        ("text_config.layer_types", ["full_attention"] * 3),
+        ("text_config.layer_types", ["sliding_attention"] * 3),
+    ],
+}
+# Qwen2 with windows in layers that `layer_types` names one by one.
+SPECS["text_qwen2_layer_types"] = {
+    "seed": 113,
+    "tokenizer": QWEN_TOKENS,
+    "template": CHATML,
+    "labels": "chatml",
+    "samples": TEXT_SAMPLES,
+    "text_only": 1,
+    "image_sizes": [],
+    "generation": {"eos_token_id": QWEN_EOS, "pad_token_id": QWEN_PAD},
+    "config": {
+        "hidden_size": 30,
+        "intermediate_size": 44,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "model_type": "qwen2",
+        "num_attention_heads": 5,
+        "num_hidden_layers": 3,
+        "num_key_value_heads": 5,
+        "sliding_window": 5,
+        "torch_dtype": "float32",
+        "use_sliding_window": True,
+        "vocab_size": 352,
+    },
+    "sensitivity": [
+        ("sliding_window", 4),
+        ("sliding_window", 6),
+        ("layer_types", ["sliding_attention", "sliding_attention", "full_attention"]),
+    ],
+}
+
+# Mistral with what may be left out left out: eight key heads, a window of 4096, no bias; bf16.
+SPECS["text_mistral_defaults"] = {
+    "seed": 114,
+    "tokenizer": LLAMA_TOKENS,
+    "template": VICUNA,
+    "template_file": "tokenizer_config.json",
+    "labels": "vicuna",
+    "samples": TEXT_SAMPLES,
+    "text_only": 1,
+    "image_sizes": [],
+    "disk_dtype": "bfloat16",
+    "fill": {"embed_std": 0.004},
+    "generation": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 400},
+    "config": {
+        "architectures": ["MistralForCausalLM"],
+        "hidden_size": 48,
+        "intermediate_size": 56,
+        "model_type": "mistral",
+        "num_attention_heads": 8,
+        "num_hidden_layers": 2,
+        "torch_dtype": "bfloat16",
+        "vocab_size": 408,
+    },
+    "sensitivity": [("rope_parameters", {"rope_theta": 1000000.0}), ("rms_norm_eps", 1e-5), ("sliding_window", 30)],
+}
+# A window that leaves the first pictures to the layers below, heads wider than hidden / heads, five heads on one key head, tied.
+SPECS["clip_mistral_window"] = {
+    "seed": 115,
+    "tokenizer": LLAMA_TOKENS,
+    "template": VICUNA,
+    "labels": "vicuna",
+    "samples": THREE_SAMPLES,
+    "image_sizes": [(24, 24), (29, 24), (24, 40)],
+    **clip_files(24, 8, "default"),
+    "generation": {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 400},
+    "config": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": 399,
+        "model_type": "llava",
+        "text_config": {
+            "head_dim": 10,
+            "hidden_act": "silu",
+            "hidden_size": 36,
+            "intermediate_size": 44,
+            "max_position_embeddings": 512,
+            "model_type": "mistral",
+            "num_attention_heads": 5,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 1000000.0,
+            "sliding_window": 15,
+            "tie_word_embeddings": True,
+            "vocab_size": 408,
+        },
+        "torch_dtype": "float32",
+        "vision_config": {
+            "hidden_size": 24,
+            "image_size": 24,
+            "intermediate_size": 28,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "patch_size": 8,
+            "projection_dim": 16,
+        },
+        "vision_feature_layer": -2,
+        "vision_feature_select_strategy": "default",
+    },
+    "sensitivity": [
+        ("text_config.sliding_window", 14),
+        ("text_config.sliding_window", 16),
+        ("text_config.sliding_window", None),
+        ("text_config.rope_parameters", {"rope_theta": 10000.0}),
+    ],
+}
+
+# Phi-4-mini: fused maps, three quarters of each head rotated, tied, a window that is never full; LongRoPE whose switch lies
+# between the two samples and on the way of a continuation.
+SPECS["text_phi3_longrope"] = {
+    "seed": 116,
+    "tokenizer": PHI_TOKENS,
+    "template": PHI,
+    "template_file": "tokenizer_config.json",
+    "labels": "phi",
+    "samples": PHI_SAMPLES,
+    "text_only": 1,
+    "alone": True,
+    "image_sizes": [],
+    "generation": {"eos_token_id": [PHI_EOS, PHI_PAD], "pad_token_id": PHI_PAD},
+    "config": {
+        "architectures": ["Phi3ForCausalLM"],
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": PHI_PAD,
+        "embd_pdrop": 0.0,
+        "eos_token_id": PHI_PAD,
+        "full_attn_mod": 1,
+        "hidden_act": "silu",
+        "hidden_size": 48,
+        "initializer_range": 0.02,
+        "intermediate_size": 40,
+        "interpolate_factor": 1,
+        "lm_head_bias": False,
+        "max_position_embeddings": 1024,
+        "mlp_bias": False,
+        "model_type": "phi3",
+        "num_attention_heads": 3,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "original_max_position_embeddings": 32,
+        "pad_token_id": PHI_PAD,
+        "partial_rotary_factor": 0.75,
+        "resid_pdrop": 0.0,
+        "rms_norm_eps": 1e-05,
+        "rope_scaling": {
+            "long_factor": [1, 1.25, 2.5, 6.0, 14.5, 28.0],
+            "short_factor": [1.0, 1.05, 1.1, 1.2, 1.5, 1.75],
+            "type": "longrope",
+        },
+        "rope_theta": 10000.0,
+        "sliding_window": 262144,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "use_cache": True,
+        "vocab_size": 352,
+    },
+    "sensitivity": [
+        ("original_max_position_embeddings", 1000),
+        ("original_max_position_embeddings", 2),
+        ("rope_parameters", {"attention_factor": 1.0}),
+        ("rope_parameters", {"rope_theta": 20000.0}),
+        ("rope_parameters", {"short_factor": [1.0] * 6}),
+        ("rope_parameters", {"long_factor": [1.0] * 6}),
+    ],
+}
+# LongRoPE under its old name behind a tower, as transformers 5 writes it, with a factor of its own; text stays short and
+# pictures go long; eight dimensions of ten rotate, grouped heads, untied.
+SPECS["siglip_phi3_longrope"] = {
+    "seed": 117,
+    "tokenizer": PHI_TOKENS,
+    "template": PHI,
+    "template_file": "chat_template.jinja",
+    "labels": "phi",
+    "samples": THREE_SAMPLES,
+    "alone": True,
+    "image_sizes": [(24, 24), (29, 24), (24, 40)],
+    **siglip_files(24, 8),
+    "spelling": "transformers5",
+    "generation": {"eos_token_id": PHI_EOS, "pad_token_id": PHI_PAD},
+    "config": {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "image_token_index": PHI_IMAGE,
+        "model_type": "llava",
+        "text_config": {
+            "bos_token_id": PHI_PAD,
+            "eos_token_id": PHI_EOS,
+            "hidden_size": 40,
+            "intermediate_size": 36,
+            "max_position_embeddings": 256,
+            "model_type": "phi3",
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_key_value_heads": 2,
+            "original_max_position_embeddings": 60,
+            "pad_token_id": PHI_PAD,
+            "partial_rotary_factor": 0.8,
+            "resid_pdrop": 0.0,
+            "rope_scaling": {
+                "factor": 8.0,
+                "long_factor": [1.5, 3.0, 8.0, 20.0],
+                "original_max_position_embeddings": 60,
+                "short_factor": [1.0, 1.3, 1.5, 1.9],
+                "type": "su",
+            },
+            "rope_theta": 5000.0,
+            "vocab_size": 352,
+        },
+        "torch_dtype": "float32",
+        "vision_config": {
+            "hidden_size": 24,
+            "image_size": 24,
+            "intermediate_size": 28,
+            "model_type": "siglip_vision_model",
+            "num_attention_heads": 2,
+            "num_hidden_layers": 2,
+            "patch_size": 8,
+            "vision_use_head": False,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "sensitivity": [
+        ("text_config.original_max_position_embeddings", 250),
+        ("text_config.original_max_position_embeddings", 2),
+        ("text_config.rope_parameters", {"factor": None}),
+        ("text_config.rope_parameters", {"long_factor": [1.0] * 4}),
+    ],
+}
+# Phi-3-mini-4k in the class's own defaults: all of each head rotated by the plain frequencies, all heads with keys of their
+# own, an epsilon of 1e-5; and a window that is full.
+SPECS["clip_phi3_window"] = {
+    "seed": 118,
+    "tokenizer": PHI_TOKENS,
+    "template": PHI,
+    "labels": "phi",
+    "samples": TWO_SAMPLES,
+    "text_only": 1,
+    "image_sizes": [(24, 24), (29, 24)],
+    **clip_files(24, 8, "full"),
+    "fill": {"embed_std": 0.004},
+    "disk_dtype": "bfloat16",
+    "generation": {"eos_token_id": PHI_EOS, "pad_token_id": PHI_PAD},
+    "config": {
+        "image_token_index": PHI_IMAGE,
+        "model_type": "llava",
+        "text_config": {
+            "bos_token_id": PHI_PAD,
+            "eos_token_id": PHI_EOS,
+            "hidden_size": 36,
+            "intermediate_size": 44,
+            "model_type": "phi3",
+            "num_attention_heads": 3,
+            "num_hidden_layers": 2,
+            "pad_token_id": PHI_PAD,
+            "sliding_window": 6,
+            "vocab_size": 352,
+        },
+        "torch_dtype": "bfloat16",
+        "vision_config": {
+            "hidden_size": 24,
+            "image_size": 24,
+            "intermediate_size": 28,
+            "model_type": "clip_vision_model",
+            "num_attention_heads": 3,
+            "num_hidden_layers": 2,
+            "patch_size": 8,
+            "projection_dim": 16,
+        },
+        "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full",
+    },
+    "sensitivity": [
+        ("text_config.rms_norm_eps", 1e-6),
+        ("text_config.sliding_window", 7),
+        ("text_config.rope_parameters", {"rope_theta": 1000000.0}),
+        ("text_config.rope_parameters", {"partial_rotary_factor": 0.5}),
+    ],
+}
+# Part of each head rotated by the plain frequencies, an odd number of dimensions in name and one more in fact.
+SPECS["text_phi3_partial"] = {
+    "seed": 119,
+    "tokenizer": PHI_TOKENS,
+    "template": PHI,
+    "labels": "phi",
+    "samples": TEXT_SAMPLES,
+    "text_only": 1,
+    "image_sizes": [],
+    "spelling": "transformers5",
+    "generation": {"eos_token_id": PHI_EOS, "pad_token_id": PHI_PAD},
+    "config": {
+        "bos_token_id": PHI_PAD,
+        "eos_token_id": PHI_EOS,
+        "hidden_size": 40,
+        "intermediate_size": 28,
+        "model_type": "phi3",
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "num_key_value_heads": 1,
+        "pad_token_id": PHI_PAD,
+        "partial_rotary_factor": 0.35,
+        "torch_dtype": "float32",
+        "vocab_size": 352,
+    },
+    "sensitivity": [("rope_parameters", {"partial_rotary_factor": 0.4}), ("rope_parameters", {"partial_rotary_factor": 0.3})],
 }

@@ -15,7 +15,7 @@ import tempfile
 import torch
 
 import common
-from common import IGNORE, hub_name, put, save_tensors, write_json
+from common import IGNORE, disk_name, put, save_tensors, write_json
 from models_adapters import pad_id, samples_of, saved_name
 from models_ref import batch_of, load_model
 
@@ -74,6 +74,43 @@ RUNS = {
         "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
                  "lr_scheduler_type": "linear", "warmup_steps": 0, "weight_decay": 0.0, "max_grad_norm": 1.0},
     },
+    # The other decoders, whole and by LoRA: norms of heads, a window, fused maps with both ranges of LongRoPE.
+    "full_text_qwen3": {
+        "folder": "text_qwen3",
+        "train": ["llm"],
+        "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "full_clip_mistral": {
+        "folder": "clip_mistral_window",
+        "train": ["projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.05, "max_grad_norm": 1.0},
+    },
+    "full_text_phi3": {
+        "folder": "text_phi3_longrope",
+        "train": ["llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_siglip_qwen3": {
+        "folder": "siglip_qwen3_windows",
+        "adapter": "fresh",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_text_mistral": {
+        "folder": "text_mistral_defaults",
+        "adapter": "fresh",
+        "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 1e-2,
+                 "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
+    },
+    "lora_siglip_phi3": {
+        "folder": "siglip_phi3_longrope",
+        "adapter": "fresh_fused",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -110,7 +147,7 @@ def build(run):
         return folder, model, saved_name
     for n, p in model.named_parameters():
         p.requires_grad_(part_of(n) in run["train"])
-    return folder, model, hub_name
+    return folder, model, disk_name(model)
 
 
 def train(run, double=False):

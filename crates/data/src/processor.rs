@@ -41,7 +41,7 @@ const FILES: [&str; 18] = [
 /// A choice of chat template that wins over the checkpoint's own.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TemplateChoice {
-    /// One of the built-in ones: `plain`, `v0`, `v1`, `chatml`, `llava-1.5`.
+    /// One of the built-in ones: `plain`, `v0`, `v1`, `v0.5`, `chatml`, `phi`, `llava-1.5`.
     BuiltIn(String),
     /// The text of a Jinja template.
     Text(String),
@@ -260,7 +260,7 @@ fn find_template(
         return Err(DataError::checkpoint(
             dir,
             "the checkpoint has no chat template",
-            "name a built-in one with `model.version`: plain, v0, v1, chatml or llava-1.5",
+            "name a built-in one with `model.version`: plain, v0, v0.5, v1, chatml, phi or llava-1.5",
         ));
     };
     compile_builtin(name, tokenizer, now)

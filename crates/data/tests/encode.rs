@@ -213,6 +213,18 @@ fn built_in_templates() {
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. USER: <image>\nWhat? ASSISTANT:{ A dot.</s>}USER: Sure? ASSISTANT:{ Yes.</s>}",
     );
     check_builtin(
+        "v0.5",
+        "parts_metaspace",
+        &two,
+        "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the user's questions. USER: <image>\nWhat? ASSISTANT:{ A dot.</s>}USER: Sure? ASSISTANT:{ Yes.</s>}",
+    );
+    check_builtin(
+        "phi",
+        "parts_metaspace",
+        &two,
+        "<|user|><image>\nWhat?<|end|><|assistant|>{A dot.<|end|>}<|user|>Sure?<|end|><|assistant|>{Yes.<|end|>}",
+    );
+    check_builtin(
         "llava-1.5",
         "parts_metaspace",
         &two,
@@ -227,7 +239,7 @@ fn built_in_templates() {
     let wrong = processor("parts_metaspace").with_template(&TemplateChoice::BuiltIn("v2".into())).unwrap_err();
     assert_eq!(
         wrong.to_string(),
-        "`model.version`: `v2` is not a built-in chat template; hint: one of plain, v0, v1, chatml, llava-1.5"
+        "`model.version`: `v2` is not a built-in chat template; hint: one of plain, v0, v1, v0.5, chatml, phi, llava-1.5"
     );
 }
 

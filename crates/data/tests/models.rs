@@ -8,7 +8,7 @@ use data::{EncodeOptions, Format, Processor, collate, open_dataset};
 use hub::SafeTensors;
 
 /// Folders of `fixtures/models` with a processor.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 12] = [
     "llava_siglip_qwen2",
     "llava_clip_llama",
     "siglip_odd_qwen2_tied",
@@ -17,6 +17,10 @@ const FOLDERS: [&str; 8] = [
     "clip_llama_defaults",
     "siglip_qwen2_defaults",
     "siglip_head_qwen2",
+    "siglip_qwen3_windows",
+    "clip_mistral_window",
+    "siglip_phi3_longrope",
+    "clip_phi3_window",
 ];
 
 fn folder(name: &str) -> PathBuf {
@@ -104,6 +108,18 @@ fn files_with_class_defaults() {
 #[test]
 fn a_tower_with_a_head() {
     check(FOLDERS[7]);
+}
+
+#[test]
+fn other_decoders() {
+    check(FOLDERS[8]);
+    check(FOLDERS[9]);
+}
+
+#[test]
+fn a_template_of_marks_without_newlines() {
+    check(FOLDERS[10]);
+    check(FOLDERS[11]);
 }
 
 #[test]

@@ -1,6 +1,6 @@
-//! The causal decoder that Llama and Qwen2 share; their differences are fields of [`DecoderConfig`].
+//! The causal decoder that Llama, Mistral, Phi-3, Qwen2 and Qwen3 share; their differences are fields of [`DecoderConfig`].
 //!
-//! Source: `LlamaModel`, `Qwen2Model` of `transformers`. Shapes: `t` packed tokens, `h` hidden, `n` query heads,
+//! Source: `LlamaModel`, `MistralModel`, `Phi3Model`, `Qwen2Model`, `Qwen3Model` of `transformers`. Shapes: `t` packed tokens, `h` hidden, `n` query heads,
 //! `k` key/value heads, `d` head dimension.
 
 use crate::config::text::DecoderConfig;
@@ -8,7 +8,7 @@ use crate::error::Result;
 use crate::linear::{INIT_STD, Linear, Norm};
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
-use tensor::{Activation, AttentionSpec, DType, Mask, Param, RopeTable, Tape, Tensor, Var, memory};
+use tensor::{Activation, AttentionSpec, DType, LinearWeights, Mask, Param, RopeTable, Tape, Tensor, Var, memory};
 
 /// How a block's attention is carried out: given `qkv_t(nd+2kd)` of layer `usize`, queries and keys rotated.
 pub type Attend<'a> = dyn Fn(&Tape, usize, &Var) -> tensor::Result<Var> + 'a;
@@ -20,6 +20,24 @@ pub enum Positions<'a> {
     One(&'a [u32]),
     /// Time, height and width of each token (M-RoPE).
     Three(&'a [[u32; 3]]),
+}
+
+impl Positions<'_> {
+    /// Number of tokens.
+    fn len(&self) -> usize {
+        match self {
+            Positions::One(positions) => positions.len(),
+            Positions::Three(positions) => positions.len(),
+        }
+    }
+
+    /// The largest number of a token's position.
+    fn largest(&self, row: usize) -> u32 {
+        match self {
+            Positions::One(positions) => positions[row],
+            Positions::Three(positions) => positions[row].into_iter().max().unwrap_or(0),
+        }
+    }
 }
 
 /// The same with its numbers.
@@ -50,17 +68,33 @@ impl OwnedPositions {
     }
 }
 
+/// The norms of query and of key heads.
+#[derive(Clone)]
+struct HeadNorms {
+    q_norm: Param,
+    k_norm: Param,
+    eps: f32,
+}
+
+impl HeadNorms {
+    fn build(b: &mut Builder<'_>, attn: &str, c: &DecoderConfig) -> Result<HeadNorms> {
+        let mut weight =
+            |name| b.weight(&format!("{attn}.{name}.weight"), &[c.head_dim], Init::Constant(1.0), Part::Llm);
+        Ok(HeadNorms { q_norm: weight("q_norm")?, k_norm: weight("k_norm")?, eps: c.rms_norm_eps })
+    }
+}
+
 /// One pre-norm block.
 #[derive(Clone)]
 pub struct DecoderLayer {
     input_layernorm: Norm,
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// Queries, keys and values, side by side: three projections or one.
+    qkv: Vec<Linear>,
+    qk_norm: Option<HeadNorms>,
     o_proj: Linear,
     post_attention_layernorm: Norm,
-    gate_proj: Linear,
-    up_proj: Linear,
+    /// Gate and up, side by side: two projections or one.
+    gate_up: Vec<Linear>,
     down_proj: Linear,
     num_heads: usize,
     num_kv_heads: usize,
@@ -73,16 +107,27 @@ impl DecoderLayer {
         let (h, p) = (c.hidden_size, Part::Llm);
         let (q, kv) = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim);
         let (attn, mlp) = (format!("{path}.self_attn"), format!("{path}.mlp"));
+        let mut linears = |module: &str, input, names: &[(&str, usize)], bias| -> Result<Vec<Linear>> {
+            let build =
+                |(name, rows): &(&str, usize)| Linear::build(b, &format!("{module}.{name}"), input, *rows, bias, p);
+            names.iter().map(build).collect()
+        };
+        let inner = c.intermediate_size;
+        let (qkv, gate_up) = match c.fused_projections {
+            true => (vec![("qkv_proj", q + 2 * kv)], vec![("gate_up_proj", 2 * inner)]),
+            false => {
+                (vec![("q_proj", q), ("k_proj", kv), ("v_proj", kv)], vec![("gate_proj", inner), ("up_proj", inner)])
+            }
+        };
+        let (qkv, gate_up) = (linears(&attn, h, &qkv, c.qkv_bias)?, linears(&mlp, h, &gate_up, c.mlp_bias)?);
         Ok(DecoderLayer {
             input_layernorm: Norm::rms(b, &format!("{path}.input_layernorm"), h, c.rms_norm_eps, p)?,
-            q_proj: Linear::build(b, &format!("{attn}.q_proj"), h, q, c.qkv_bias, p)?,
-            k_proj: Linear::build(b, &format!("{attn}.k_proj"), h, kv, c.qkv_bias, p)?,
-            v_proj: Linear::build(b, &format!("{attn}.v_proj"), h, kv, c.qkv_bias, p)?,
+            qkv,
+            qk_norm: c.qk_norm.then(|| HeadNorms::build(b, &attn, c)).transpose()?,
             o_proj: Linear::build(b, &format!("{attn}.o_proj"), q, h, c.o_bias, p)?,
             post_attention_layernorm: Norm::rms(b, &format!("{path}.post_attention_layernorm"), h, c.rms_norm_eps, p)?,
-            gate_proj: Linear::build(b, &format!("{mlp}.gate_proj"), h, c.intermediate_size, c.mlp_bias, p)?,
-            up_proj: Linear::build(b, &format!("{mlp}.up_proj"), h, c.intermediate_size, c.mlp_bias, p)?,
-            down_proj: Linear::build(b, &format!("{mlp}.down_proj"), c.intermediate_size, h, c.mlp_bias, p)?,
+            gate_up,
+            down_proj: Linear::build(b, &format!("{mlp}.down_proj"), inner, h, c.mlp_bias, p)?,
             num_heads: c.num_heads,
             num_kv_heads: c.num_kv_heads,
             head_dim: c.head_dim,
@@ -93,15 +138,19 @@ impl DecoderLayer {
     /// `x_th -> x_th`.
     fn forward(&self, t: &Tape, index: usize, x: Var, rope: &RopeTable, attend: &Attend<'_>) -> tensor::Result<Var> {
         let normed = self.input_layernorm.forward(t, &x)?;
-        let qkv = t.linears(&normed, &[&self.q_proj.weights, &self.k_proj.weights, &self.v_proj.weights])?;
+        let mut qkv = t.linears(&normed, &weights(&self.qkv))?;
         drop(normed);
+        if let Some(norms) = &self.qk_norm {
+            let groups = [(self.num_heads, &norms.q_norm), (self.num_kv_heads, &norms.k_norm)];
+            qkv = t.head_norm(qkv, &groups, self.head_dim, norms.eps)?;
+        }
         let qkv = t.rope(qkv, self.num_heads + self.num_kv_heads, self.head_dim, rope)?;
         let attended = attend(t, index, &qkv)?;
         drop(qkv);
         let x = self.o_proj.forward_add(t, &attended, x)?;
         drop(attended);
         let normed = self.post_attention_layernorm.forward(t, &x)?;
-        let gate_up = t.linears(&normed, &[&self.gate_proj.weights, &self.up_proj.weights])?;
+        let gate_up = t.linears(&normed, &weights(&self.gate_up))?;
         drop(normed);
         let gated = t.gated(&gate_up, self.activation)?;
         drop(gate_up);
@@ -109,17 +158,14 @@ impl DecoderLayer {
     }
 
     /// Every projection, in checkpoint order.
-    pub fn linears_mut(&mut self) -> [&mut Linear; 7] {
-        [
-            &mut self.q_proj,
-            &mut self.k_proj,
-            &mut self.v_proj,
-            &mut self.o_proj,
-            &mut self.gate_proj,
-            &mut self.up_proj,
-            &mut self.down_proj,
-        ]
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        let attention = self.qkv.iter_mut().chain([&mut self.o_proj]);
+        attention.chain(self.gate_up.iter_mut()).chain([&mut self.down_proj])
     }
+}
+
+fn weights(linears: &[Linear]) -> Vec<&LinearWeights> {
+    linears.iter().map(|linear| &linear.weights).collect()
 }
 
 /// Embeddings, blocks, final norm and head.
@@ -133,7 +179,8 @@ pub struct Decoder {
     norm: Norm,
     /// The head; shares the embedding table when tied (see [`Decoder::is_tied`]).
     pub lm_head: Linear,
-    inverse_frequencies: Vec<f32>,
+    /// Of sequences up to the rotation's switch and of longer ones; the same where there is none.
+    inverse_frequencies: [Vec<f32>; 2],
     /// The dtype of activations, keys and values; the residual stream is f32.
     pub compute: DType,
 }
@@ -157,7 +204,7 @@ impl Decoder {
         } else {
             Linear::build(b, &head, c.hidden_size, c.vocab_size, false, Part::Llm)?
         };
-        let inverse_frequencies = c.rope.inverse_frequencies();
+        let inverse_frequencies = [false, true].map(|beyond| c.rope.inverse_frequencies(beyond));
         let compute = b.compute();
         Ok(Decoder { config: c, embed_tokens, layers, norm, lm_head, inverse_frequencies, compute })
     }
@@ -167,26 +214,29 @@ impl Decoder {
         self.lm_head.weights.weight.name() == self.embed_tokens.name()
     }
 
-    /// Cos and sin of the given positions.
-    pub fn rope_table(&self, positions: &Positions<'_>) -> Result<RopeTable> {
-        let frequencies = &self.inverse_frequencies;
-        let (count, angles): (usize, Vec<f32>) = match positions {
-            Positions::One(positions) => (
-                positions.len(),
-                positions.iter().flat_map(|&p| frequencies.iter().map(move |f| p as f32 * f)).collect(),
-            ),
-            Positions::Three(positions) => {
-                let axes = self.config.rope.axes();
-                let of = |p: &[u32; 3]| {
-                    frequencies.iter().zip(&axes).map(|(f, &axis)| p[axis] as f32 * f).collect::<Vec<_>>()
-                };
-                (positions.len(), positions.iter().flat_map(of).collect())
+    /// Cos and sin of the given positions of packed sequences. A sequence beyond the switch of LongRoPE is turned by other
+    /// frequencies from its first token on, whatever stands beside it (the reference asks for the longest of a batch).
+    pub fn rope_table(&self, positions: &Positions<'_>, cu_seqlens: &[usize]) -> Result<RopeTable> {
+        let half = self.inverse_frequencies[0].len();
+        let axes = self.config.rope.axes();
+        let count = positions.len();
+        let mut angles: Vec<f32> = Vec::with_capacity(count * half);
+        for bounds in cu_seqlens.windows(2) {
+            let rows = bounds[0]..bounds[1].min(count);
+            let last = rows.clone().map(|row| positions.largest(row)).max().map_or(0, |p| p as usize);
+            let beyond = self.config.rope.switch().is_some_and(|switch| last >= switch);
+            let frequencies = &self.inverse_frequencies[usize::from(beyond)];
+            for row in rows {
+                match positions {
+                    Positions::One(positions) => angles.extend(frequencies.iter().map(|f| positions[row] as f32 * f)),
+                    Positions::Three(positions) => {
+                        let position = &positions[row];
+                        angles.extend(frequencies.iter().zip(&axes).map(|(f, &axis)| position[axis] as f32 * f));
+                    }
+                }
             }
-        };
-        Ok(RopeTable::from_angles(
-            &Tensor::from_f32(&angles, &[count, frequencies.len()])?,
-            self.config.rope.attention_factor(),
-        )?)
+        }
+        Ok(RopeTable::from_angles(&Tensor::from_f32(&angles, &[count, half])?, self.config.rope.attention_factor())?)
     }
 
     /// Columns of the queries, and of the keys or the values.
@@ -194,14 +244,14 @@ impl Decoder {
         [self.config.num_heads, self.config.num_kv_heads].map(|heads| heads * self.config.head_dim)
     }
 
-    /// Attention options for packed sequences with the given boundaries.
-    pub fn attention_spec(&self, cu_seqlens: Arc<[usize]>) -> AttentionSpec {
+    /// Attention options of a layer for packed sequences with the given boundaries.
+    pub fn attention_spec(&self, layer: usize, cu_seqlens: Arc<[usize]>) -> AttentionSpec {
         AttentionSpec {
             num_heads: self.config.num_heads,
             num_kv_heads: self.config.num_kv_heads,
             head_dim: self.config.head_dim,
             scale: (self.config.head_dim as f32).powf(-0.5),
-            mask: Mask::Causal,
+            mask: self.config.windows.get(layer).copied().flatten().map_or(Mask::Causal, Mask::Window),
             cu_q: cu_seqlens.clone(),
             cu_k: cu_seqlens,
         }
@@ -217,13 +267,13 @@ impl Decoder {
         cu_seqlens: Arc<[usize]>,
         recompute: bool,
     ) -> Result<Var> {
-        let rope = self.rope_table(positions)?;
-        let spec = self.attention_spec(cu_seqlens);
+        let rope = self.rope_table(positions, &cu_seqlens)?;
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
             memory::mark("llm.layers", i);
+            let spec = self.attention_spec(i, cu_seqlens.clone());
             x = if recompute {
-                let (layer, rope, spec) = (layer.clone(), rope.clone(), spec.clone());
+                let (layer, rope) = (layer.clone(), rope.clone());
                 t.checkpoint(&[x], move |t, inputs| {
                     let attend = |t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec);
                     layer.forward(t, i, inputs[0].clone(), &rope, &attend)
@@ -236,9 +286,17 @@ impl Decoder {
         Ok(self.norm.forward(t, &x)?)
     }
 
-    /// As [`Decoder::forward`] with the caller's own attention (a key/value cache).
-    pub fn forward_with(&self, t: &Tape, x: Var, positions: &Positions<'_>, attend: &Attend<'_>) -> Result<Var> {
-        let rope = self.rope_table(positions)?;
+    /// As [`Decoder::forward`] with the caller's own attention (a key/value cache); `cu_seqlens` tells the rows of one
+    /// sequence from those of another.
+    pub fn forward_with(
+        &self,
+        t: &Tape,
+        x: Var,
+        positions: &Positions<'_>,
+        cu_seqlens: &[usize],
+        attend: &Attend<'_>,
+    ) -> Result<Var> {
+        let rope = self.rope_table(positions, cu_seqlens)?;
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(t, i, x, &rope, attend)?;

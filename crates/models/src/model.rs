@@ -1,8 +1,8 @@
 //! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
 //! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
 //!
-//! Source: `LlavaForConditionalGeneration`, `Qwen2VLForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of
-//! `transformers`.
+//! Source: `LlavaForConditionalGeneration`, `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration` and the
+//! `ForCausalLM` classes of the decoders of `transformers`.
 
 use crate::config::ModelConfig;
 use crate::decoder::{Decoder, OwnedPositions};

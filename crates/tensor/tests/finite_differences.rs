@@ -96,6 +96,8 @@ fn linear() {
 #[test]
 fn norms() {
     check("rms_norm", &[&[3, 7]], &[&[7]], Box::new(|t, x, p| t.rms_norm(&x[0], &p[0], 0.1)));
+    let head_norm: Op = Box::new(|t, x, p| t.head_norm(x[0].clone(), &[(2, &p[0]), (1, &p[1])], 4, 0.1));
+    check("head_norm", &[&[3, 14]], &[&[4], &[4]], head_norm);
     check("layer_norm", &[&[3, 7]], &[&[7], &[7]], Box::new(|t, x, p| t.layer_norm(&x[0], &p[0], &p[1], 0.1)));
 }
 
@@ -109,9 +111,12 @@ fn activations() {
 
 #[test]
 fn attention() {
-    for (mask, cu_q, cu_k) in
-        [(Mask::Causal, [0, 3, 5], [0, 3, 5]), (Mask::Causal, [0, 3, 4], [0, 2, 6]), (Mask::Full, [0, 1, 3], [0, 4, 4])]
-    {
+    for (mask, cu_q, cu_k) in [
+        (Mask::Causal, [0, 3, 5], [0, 3, 5]),
+        (Mask::Causal, [0, 3, 4], [0, 2, 6]),
+        (Mask::Full, [0, 1, 3], [0, 4, 4]),
+        (Mask::Window(2), [0, 5, 6], [0, 5, 9]),
+    ] {
         let rows = |cu: [usize; 3]| cu[2];
         let spec = AttentionSpec {
             num_heads: 4,

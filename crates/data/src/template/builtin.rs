@@ -12,8 +12,19 @@ pub(crate) struct BuiltIn {
     pub media_only_user: bool,
 }
 
+const VICUNA: &str = "{%- set ns = namespace(system='A chat between a curious user and an artificial intelligence \
+assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.') -%}\
+{%- for m in messages if m.role == 'system' -%}{%- set ns.system = m.content -%}{%- endfor -%}\
+{{- ns.system + ' ' -}}\
+{%- for m in messages -%}\
+{%- if m.role == 'user' -%}{{ 'USER: ' + m.content + ' ' }}\
+{%- elif m.role == 'assistant' -%}{{ 'ASSISTANT: ' }}{% generation %}{{ m.content + eos_token }}{% endgeneration %}\
+{%- endif -%}\
+{%- endfor -%}\
+{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}";
+
 /// All built-in templates.
-pub(crate) const ALL: [BuiltIn; 5] = [
+pub(crate) const ALL: [BuiltIn; 7] = [
     // LLaVA's first stage: the picture, then its caption and a newline, both learned.
     BuiltIn {
         name: "plain",
@@ -41,20 +52,9 @@ assistant. The assistant gives helpful, detailed, and polite answers to the huma
         media_only_user: false,
     },
     // Vicuna: turns in one line, answers ended by the end-of-sequence token.
-    BuiltIn {
-        name: "v1",
-        source: "{%- set ns = namespace(system='A chat between a curious user and an artificial intelligence \
-assistant. The assistant gives helpful, detailed, and polite answers to the user\\'s questions.') -%}\
-{%- for m in messages if m.role == 'system' -%}{%- set ns.system = m.content -%}{%- endfor -%}\
-{{- ns.system + ' ' -}}\
-{%- for m in messages -%}\
-{%- if m.role == 'user' -%}{{ 'USER: ' + m.content + ' ' }}\
-{%- elif m.role == 'assistant' -%}{{ 'ASSISTANT: ' }}{% generation %}{{ m.content + eos_token }}{% endgeneration %}\
-{%- endif -%}\
-{%- endfor -%}\
-{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}",
-        media_only_user: false,
-    },
+    BuiltIn { name: "v1", source: VICUNA, media_only_user: false },
+    // The original LLaVA's `v0.5` differs from `v1` in the padding token alone, which says nothing here: nothing is padded.
+    BuiltIn { name: "v0.5", source: VICUNA, media_only_user: false },
     BuiltIn {
         name: "chatml",
         source: "{%- for m in messages -%}\
@@ -64,6 +64,18 @@ assistant. The assistant gives helpful, detailed, and polite answers to the user
 {%- endif -%}{{ '\\n' }}\
 {%- endfor -%}\
 {%- if add_generation_prompt -%}{{ '<|im_start|>assistant\\n' }}{%- endif -%}",
+        media_only_user: false,
+    },
+    // Phi-4-mini: a mark before each turn and one after it, nothing between them.
+    BuiltIn {
+        name: "phi",
+        source: "{%- for m in messages -%}\
+{{ '<|' + m.role + '|>' }}\
+{%- if m.role == 'assistant' -%}{% generation %}{{ m.content + '<|end|>' }}{% endgeneration %}\
+{%- else -%}{{ m.content + '<|end|>' }}\
+{%- endif -%}\
+{%- endfor -%}\
+{%- if add_generation_prompt -%}{{ '<|assistant|>' }}{%- endif -%}",
         media_only_user: false,
     },
     // LLaVA-1.5 as its Hugging Face conversions prompt it: Vicuna's turns without a system text of its own.

@@ -115,6 +115,11 @@ impl<'a> Fields<'a> {
         self.map.get(name).filter(|v| !v.is_null())
     }
 
+    /// Whether a field is there and says null, where a class default is something else.
+    pub fn is_null(&self, name: &str) -> bool {
+        self.map.get(name).is_some_and(Value::is_null)
+    }
+
     /// An error about one field of this object.
     pub fn error(&self, field: &str, reason: impl Into<String>) -> ModelError {
         ModelError::Config { file: self.place.clone(), field: field.into(), reason: reason.into() }

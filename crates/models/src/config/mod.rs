@@ -74,7 +74,7 @@ pub struct ModelConfig {
 }
 
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] = &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "qwen2"];
+pub const FAMILIES: &[&str] = &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "mistral", "phi3", "qwen2", "qwen3"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -92,7 +92,7 @@ impl ModelConfig {
             "llava" => ModelConfig::read_llava(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
-            "llama" | "qwen2" => {
+            decoder if FAMILIES.contains(&decoder) => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
                 Ok(ModelConfig { model_type, text, vision: None, raw })
             }
@@ -232,8 +232,8 @@ mod tests {
     fn every_field_is_read_or_refused_by_name() {
         let check = |change: fn(&mut Value), expected: &str| assert_eq!(error_of(change), expected);
         check(
-            |v| v["text_config"]["use_sliding_window"] = json!(true),
-            "`config.json/text_config`: field `use_sliding_window`: sliding-window attention is not supported, expected false",
+            |v| v["text_config"]["layer_types"] = json!(["sliding_attention"]),
+            "`config.json/text_config`: field `layer_types`: expected `full_attention` in every layer where no sliding window is used, found `[\"sliding_attention\"]`",
         );
         check(
             |v| v["text_config"]["qk_norm"] = json!(true),
@@ -241,7 +241,7 @@ mod tests {
         );
         check(
             |v| v["text_config"]["rope_scaling"] = json!({"type": "dynamic", "factor": 2.0}),
-            "`config.json/text_config/rope_scaling`: field `rope_type`: expected default, linear, llama3 or yarn, found `dynamic`",
+            "`config.json/text_config/rope_scaling`: field `rope_type`: expected default, linear, llama3, yarn or longrope, found `dynamic`",
         );
         check(
             |v| v["text_config"]["num_key_value_heads"] = json!(2),
@@ -261,7 +261,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, qwen2",
+            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, mistral, phi3, qwen2, qwen3",
         );
     }
 }

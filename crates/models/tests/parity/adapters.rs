@@ -333,6 +333,11 @@ fn what_an_adapter_brings_without_a_place_is_refused() {
     assert!(error.contains("adapter_model.bin") && error.contains("safe_serialization"), "{error}");
 }
 
+/// The name of the module that makes the queries.
+fn queries(model: &Model) -> &'static str {
+    if model.config().text.fused_projections { "qkv_proj" } else { "q_proj" }
+}
+
 #[test]
 fn a_bare_name_adapts_the_decoder_alone_and_says_so_to_peft() {
     for base in fixtures() {
@@ -341,7 +346,7 @@ fn a_bare_name_adapts_the_decoder_alone_and_says_so_to_peft() {
             r: 2,
             lora_alpha: 4.0,
             lora_dropout: 0.0,
-            target_modules: TargetModules::List(vec!["q_proj".into(), "down_proj".into()]),
+            target_modules: TargetModules::List(vec![queries(&model).into(), "down_proj".into()]),
             modules_to_save: Vec::new(),
             use_rslora: false,
             rank_pattern: Vec::new().into_iter().collect(),
@@ -369,4 +374,15 @@ fn a_bare_name_adapts_the_decoder_alone_and_says_so_to_peft() {
             base.name()
         );
     }
+}
+
+/// `all-linear` covers the fused projections of Phi as one module each, as peft's does.
+#[test]
+fn all_linear_takes_fused_projections_as_they_are() {
+    let base = Fixture::open(root().join("text_phi3_longrope"));
+    let mut model = load(&base);
+    let config = LoraConfig { target_modules: TargetModules::AllLinear, ..LoraConfig::default() };
+    let ours: BTreeSet<String> = model.add_lora(&config, 1).unwrap().into_iter().collect();
+    let theirs = json(&base.dir.join("adapters/all_linear/expected.json"));
+    assert_eq!(ours, theirs["modules"].as_object().unwrap().keys().cloned().collect());
 }

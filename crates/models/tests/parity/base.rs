@@ -308,3 +308,43 @@ fn the_tolerances_notice_a_small_error() {
     }
     assert!(whole > 20);
 }
+
+/// A sequence grows past the switch of LongRoPE while one beside it is past it already and another one stays below: each
+/// gets the logits that it gets as a whole, at every length.
+#[test]
+fn a_cache_that_outgrows_the_switch_starts_again() {
+    let fixture = Fixture::open(root().join("text_phi3_longrope"));
+    let model = load(&fixture);
+    let switch = model.config().text.rope.switch().unwrap();
+    let ids = fixture.samples()[0].ids.clone();
+    let part = |len: usize| Sample {
+        ids: ids[..len].to_vec(),
+        labels: vec![],
+        pixels: vec![],
+        pixels_shape: vec![],
+        visuals: vec![],
+    };
+    let starts = [switch - 2, switch + 1, 3];
+    let prompts: Vec<Sample> = starts.map(part).into_iter().collect();
+    let (input, _) = pack(&prompts.iter().collect::<Vec<_>>(), &fixture.placeholders());
+    let mut cache = model.new_cache(prompts.len());
+    let mut rows = model.prefill(&input, &mut cache).unwrap().to_vec_f32().unwrap();
+    for step in 0..6 {
+        let vocab = rows.len() / starts.len();
+        demand(
+            &format!("after {step} steps"),
+            starts.iter().enumerate().map(|(s, start)| {
+                let whole = logits(&model, &[&part(start + step)], &fixture.placeholders());
+                let last = &whole[whole.len() - vocab..];
+                check_elements(&format!("sequence {s}"), &rows[s * vocab..(s + 1) * vocab], last, LOGITS)
+            }),
+        );
+        // In another order than that of the cache.
+        let tokens: Vec<(usize, u32)> = [2, 0, 1].map(|s| (s, ids[starts[s] + step])).to_vec();
+        let found = model.decode_step(&tokens, &mut cache).unwrap().to_vec_f32().unwrap();
+        for (i, (s, _)) in tokens.iter().enumerate() {
+            rows[s * vocab..(s + 1) * vocab].copy_from_slice(&found[i * vocab..(i + 1) * vocab]);
+        }
+        assert_eq!(cache.lengths(), starts.map(|start| start + step + 1));
+    }
+}

@@ -100,6 +100,8 @@ fn the_bound_notices_a_broken_path() {
             ("layers.0.self_attn.v_proj", 1.2),
         ] {
             let model = load(&fixture);
+            let fused = model.config().text.fused_projections && part.ends_with(".v_proj");
+            let part = if fused { "layers.0.self_attn.qkv_proj" } else { part };
             scale(&model, part, factor);
             let (all, _) = error(&model, &fixture);
             let bound = bound(model.config());

@@ -129,6 +129,8 @@ pub fn adapter_key(name: &str) -> String {
     match name.strip_prefix("language_model.lm_head") {
         _ if name.starts_with("base_model.") => name.to_owned(),
         Some(rest) => format!("base_model.model.lm_head{rest}"),
+        // A decoder alone has the same names everywhere.
+        None if name.starts_with("model.") || name.starts_with("lm_head.") => format!("base_model.model.{name}"),
         None => {
             let inner = name.replace("vision_tower.vision_model.", "vision_tower.");
             format!("base_model.model.model.{}", inner.replace("language_model.model.", "language_model."))

@@ -10,6 +10,7 @@ pub(crate) mod concat;
 pub(crate) mod cross_entropy;
 pub(crate) mod dropout;
 pub(crate) mod embedding;
+pub(crate) mod head_norm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod mul;

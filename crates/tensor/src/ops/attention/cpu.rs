@@ -67,6 +67,8 @@ struct Tile {
     keys: Range<usize>,
     /// Distance from a query row to the key row at the same distance from the end of the sequence, when causal.
     shift: Option<isize>,
+    /// Keys that a query sees at most.
+    window: usize,
 }
 
 impl Tile {
@@ -81,15 +83,23 @@ impl Tile {
         }
     }
 
-    /// The key rows that any query of the tile sees, in pieces of `step`.
-    fn key_tiles(&self, step: usize) -> impl Iterator<Item = Range<usize>> {
-        let end = self.end(self.queries.end - 1);
-        (self.keys.start..end).step_by(step).map(move |start| start..(start + step).min(end))
+    /// The first key row that query row `query` sees.
+    fn start(&self, query: usize) -> usize {
+        self.end(query).saturating_sub(self.window).max(self.keys.start)
     }
 
-    /// How many of `keys`, from the first on, the i-th query sees.
-    fn visible(&self, i: usize, keys: &Range<usize>) -> usize {
-        self.end(self.queries.start + i).saturating_sub(keys.start).min(keys.len())
+    /// The key rows that any query of the tile sees, in pieces of `step` counted from the first key of the sequence.
+    fn key_tiles(&self, step: usize) -> impl Iterator<Item = Range<usize>> {
+        let end = self.end(self.queries.end - 1);
+        let hidden = (self.start(self.queries.start) - self.keys.start) / step * step;
+        (self.keys.start + hidden..end).step_by(step).map(move |start| start..(start + step).min(end))
+    }
+
+    /// Which of `keys`, counted from the first of them, the i-th query sees.
+    fn visible(&self, i: usize, keys: &Range<usize>) -> Range<usize> {
+        let query = self.queries.start + i;
+        let within = |row: usize| row.saturating_sub(keys.start).min(keys.len());
+        within(self.start(query))..within(self.end(query))
     }
 }
 
@@ -97,10 +107,11 @@ impl Tile {
 fn tiles(spec: &AttentionSpec, sequence: usize, step: usize) -> impl Iterator<Item = Tile> {
     let q = spec.cu_q[sequence]..spec.cu_q[sequence + 1];
     let keys = spec.cu_k[sequence]..spec.cu_k[sequence + 1];
-    let shift = (spec.mask == Mask::Causal).then_some(keys.end as isize - q.end as isize);
+    let shift = (spec.mask != Mask::Full).then_some(keys.end as isize - q.end as isize);
+    let window = if let Mask::Window(n) = spec.mask { n } else { usize::MAX };
     q.clone().step_by(step).map(move |start| {
         let queries = start..(start + step).min(q.end);
-        Tile { sequence, queries, keys: keys.clone(), shift }
+        Tile { sequence, queries, keys: keys.clone(), shift, window }
     })
 }
 

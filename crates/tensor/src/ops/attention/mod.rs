@@ -4,12 +4,12 @@
 //! h / (nq / nkv). Products are of the inputs' dtype (probabilities are rounded to bf16 with bf16 inputs), scores, softmax
 //! and sums f32. `cu_q` and `cu_k` give where each sequence starts in the rows; a sequence may have different numbers
 //! of queries and keys. Causal masks are aligned at the end (the last query sees the last key). A query that sees no
-//! key gives 0. Softmax in f32 with the maximum subtracted.
+//! key gives 0. A window lets a query see no more than its last keys. Softmax in f32 with the maximum subtracted.
 //!
 //! Kept: q, k, v, o and the log-sum-exp of each query and head; scores live in a tile
 //! of a few queries by a few hundred keys and are computed again in backward (Dao et al. 2022): with p = exp(scale q.k - lse),
 //! D = sum of do * o, ds = p * (do.v - D): dv = p^T.do, dq = scale ds.k, dk = scale ds^T.q.
-//! Tiles that a causal mask hides wholly are skipped.
+//! Tiles that a mask hides wholly are skipped.
 
 mod cpu;
 #[cfg(test)]
@@ -35,6 +35,8 @@ use cpu::{Kept, Rows, RowsMut};
 pub enum Mask {
     /// Aligned at the end of each sequence: the last query sees the last key.
     Causal,
+    /// As `Causal`, of which a query sees the last so many keys, its own position included (Mistral, Jiang et al. 2023).
+    Window(usize),
     /// Every key of its sequence.
     Full,
 }
@@ -69,9 +71,9 @@ impl AttentionSpec {
             let (q, k) = ((q[1] - q[0]) as u64, (k[1] - k[0]) as u64);
             match self.mask {
                 Mask::Full => q * k,
-                // The last query sees k keys, the one before k - 1, down to none.
-                Mask::Causal if q <= k => q * k - q * q.saturating_sub(1) / 2,
-                Mask::Causal => k * (k + 1) / 2,
+                Mask::Causal => causal_pairs(q, k),
+                // Without its oldest keys, which the queries after the window's end see of them, causally as well.
+                Mask::Window(n) => causal_pairs(q, k) - causal_pairs(q, k.saturating_sub(n as u64)),
             }
         });
         pairs.sum::<u64>() * (self.num_heads * self.head_dim) as u64
@@ -98,6 +100,9 @@ impl AttentionSpec {
             let reason = format!("{heads} of {} elements do not fit together", self.head_dim);
             return Err(Error::argument("attention", reason));
         }
+        if self.mask == Mask::Window(0) {
+            return Err(Error::argument("attention", "a window needs at least one key"));
+        }
         Ok(())
     }
 
@@ -116,6 +121,12 @@ impl AttentionSpec {
         }
         Ok(())
     }
+}
+
+/// Pairs of a query and a key that it sees under a causal mask: the last of q queries sees k keys, the one before k - 1, down
+/// to none.
+fn causal_pairs(q: u64, k: u64) -> u64 {
+    if q <= k { q * k - q * q.saturating_sub(1) / 2 } else { k * (k + 1) / 2 }
 }
 
 /// Where queries, keys and values stand.

@@ -3,16 +3,20 @@
 use super::{AttentionSpec, Mask};
 
 /// Calls `f(sequence, head, query row, key rows that it sees)`.
-fn for_each_query(spec: &AttentionSpec, mut f: impl FnMut(usize, usize, std::ops::Range<usize>)) {
+pub(super) fn for_each_query(spec: &AttentionSpec, mut f: impl FnMut(usize, usize, std::ops::Range<usize>)) {
     for s in 0..spec.cu_q.len() - 1 {
         let (q0, q1, k0, k1) = (spec.cu_q[s], spec.cu_q[s + 1], spec.cu_k[s], spec.cu_k[s + 1]);
         for head in 0..spec.num_heads {
             for i in q0..q1 {
                 let end = match spec.mask {
                     Mask::Full => k1,
-                    Mask::Causal => (k1 + i + 1).saturating_sub(q1).max(k0),
+                    Mask::Causal | Mask::Window(_) => (k1 + i + 1).saturating_sub(q1).max(k0),
                 };
-                f(head, i, k0..end);
+                let start = match spec.mask {
+                    Mask::Window(n) => end.saturating_sub(n).max(k0),
+                    _ => k0,
+                };
+                f(head, i, start..end);
             }
         }
     }

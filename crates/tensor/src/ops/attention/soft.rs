@@ -1,6 +1,8 @@
 //! The element-wise part of attention on a row of scores: the running softmax, and the gradient of scores. Scores and
 //! log-sum-exps are in units of ln 2, so that exponentials are powers of two.
 
+use std::ops::Range;
+
 use crate::simd::{Level, exp2, level, max, multiversion, sum2};
 
 /// The softmax of one query so far: the largest score, and the sum of powers relative to it.
@@ -19,11 +21,10 @@ impl Running {
     }
 }
 
-/// Replaces the first `visible` scores by their powers of two relative to the largest so far, the others by 0, and rescales
-/// what was summed before.
-pub(super) fn soften(scores: &mut [f32], visible: usize, soft: &mut Running, sums: &mut [f32]) {
-    let (seen, hidden) = scores.split_at_mut(visible);
-    hidden.fill(0.0);
+/// Replaces the `visible` scores by their powers of two relative to the largest so far, the others by 0, and rescales what was
+/// summed before.
+pub(super) fn soften(scores: &mut [f32], visible: Range<usize>, soft: &mut Running, sums: &mut [f32]) {
+    let seen = hide_others(scores, visible);
     let largest = largest(seen);
     let new_max = if largest > soft.max { largest } else { soft.max };
     if new_max == f32::NEG_INFINITY {
@@ -39,12 +40,17 @@ pub(super) fn soften(scores: &mut [f32], visible: usize, soft: &mut Running, sum
     soft.sum += powers(seen, new_max);
 }
 
-/// p = 2^(p - log_sum) for the first `visible` scores, 0 for the others; ds = p * (ds - dot).
-pub(super) fn score_gradient(p: &mut [f32], ds: &mut [f32], visible: usize, log_sum: f32, dot: f32) {
-    let (p_seen, p_hidden) = p.split_at_mut(visible);
-    let (ds_seen, ds_hidden) = ds.split_at_mut(visible);
-    p_hidden.fill(0.0);
-    ds_hidden.fill(0.0);
+/// The visible part of a row, whose other elements become 0.
+fn hide_others(row: &mut [f32], visible: Range<usize>) -> &mut [f32] {
+    row[visible.end..].fill(0.0);
+    row[..visible.start].fill(0.0);
+    &mut row[visible]
+}
+
+/// p = 2^(p - log_sum) for the `visible` scores, 0 for the others; ds = p * (ds - dot).
+pub(super) fn score_gradient(p: &mut [f32], ds: &mut [f32], visible: Range<usize>, log_sum: f32, dot: f32) {
+    let p_seen = hide_others(p, visible.clone());
+    let ds_seen = hide_others(ds, visible);
     match level() {
         #[cfg(target_arch = "x86_64")]
         // SAFETY: `level` found AVX-512.
@@ -227,7 +233,7 @@ mod tests {
             assert!((f64::from(sum) / whole - 1.0).abs() < 1e-6, "{n}");
             let (mut p, mut ds) = (scores.clone(), random(5, n));
             let (mut p_plain, mut ds_plain) = (scores, ds.clone());
-            score_gradient(&mut p, &mut ds, n, 20.0, 0.25);
+            score_gradient(&mut p, &mut ds, 0..n, 20.0, 0.25);
             score_gradient_plain(&mut p_plain, &mut ds_plain, 20.0, 0.25);
             assert!(agree(&p, &p_plain, 1e-6) && agree(&ds, &ds_plain, 1e-6), "{n}");
         }
@@ -237,14 +243,17 @@ mod tests {
     fn hidden_scores_count_for_nothing() {
         let (mut soft, mut sums) = (Running::NONE, [2.0f32; 4]);
         let mut scores = [1.0, 3.0, 100.0, f32::NAN];
-        soften(&mut scores, 2, &mut soft, &mut sums);
+        soften(&mut scores, 0..2, &mut soft, &mut sums);
         assert_eq!((scores, soft.max, soft.sum), ([0.25, 1.0, 0.0, 0.0], 3.0, 1.25));
         assert_eq!(sums, [0.0; 4], "what stood before had no score");
         let mut none = [5.0f32; 3];
-        soften(&mut none, 0, &mut soft, &mut sums);
+        soften(&mut none, 0..0, &mut soft, &mut sums);
         assert_eq!((none, soft.sum), ([0.0; 3], 1.25));
         let mut far = [-1e9f32, 3.0];
-        soften(&mut far, 2, &mut soft, &mut sums);
+        soften(&mut far, 0..2, &mut soft, &mut sums);
         assert_eq!(far, [0.0, 1.0]);
+        let mut old = [f32::NAN, 2.0, 3.0, f32::NAN];
+        soften(&mut old, 1..3, &mut soft, &mut sums);
+        assert_eq!(old, [0.0, 0.5, 1.0, 0.0]);
     }
 }

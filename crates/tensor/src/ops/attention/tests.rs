@@ -22,7 +22,7 @@ fn kernel_agrees_with_reference() {
     ];
     for (cu_q, cu_k) in shapes {
         for (num_heads, num_kv_heads, head_dim) in [(1, 1, 8), (4, 2, 5)] {
-            for mask in [Mask::Causal, Mask::Full] {
+            for mask in [Mask::Causal, Mask::Full, Mask::Window(1), Mask::Window(7), Mask::Window(300)] {
                 let (cu_q, cu_k) = (Arc::from(cu_q), Arc::from(cu_k));
                 let spec = AttentionSpec { num_heads, num_kv_heads, head_dim, scale: 0.7, mask, cu_q, cu_k };
                 check(&spec);
@@ -49,5 +49,21 @@ fn check(spec: &AttentionSpec) {
     let expected = reference::backward(spec, &q, &k, &v, &g);
     for ((name, found), expected) in [("dq", dq), ("dk", dk), ("dv", dv)].into_iter().zip(expected) {
         assert!(agree(&found, &expected, 5e-6), "{spec:?}: {name}");
+    }
+}
+
+/// The work that is counted is the number of pairs that the reference's loops visit.
+#[test]
+fn pairs_are_counted() {
+    let shapes: [(&[usize], &[usize]); 4] =
+        [(&[0, 1], &[0, 1]), (&[0, 9, 9, 30], &[0, 9, 9, 30]), (&[0, 3, 13], &[0, 20, 51]), (&[0, 30], &[0, 8])];
+    for (cu_q, cu_k) in shapes {
+        for mask in [Mask::Causal, Mask::Full, Mask::Window(1), Mask::Window(5), Mask::Window(64)] {
+            let (cu_q, cu_k) = (Arc::from(cu_q), Arc::from(cu_k));
+            let spec = AttentionSpec { num_heads: 1, num_kv_heads: 1, head_dim: 1, scale: 1.0, mask, cu_q, cu_k };
+            let mut pairs = 0;
+            reference::for_each_query(&spec, |_, _, keys| pairs += keys.len() as u64);
+            assert_eq!(spec.work(), pairs, "{spec:?}");
+        }
     }
 }

@@ -1,5 +1,5 @@
 //! Attention of the newest rows of sequences over their key/value caches, as in generating token by token: the last query of
-//! a sequence sees its last key, earlier queries see one key less each.
+//! a sequence sees its last key, earlier queries see one key less each; under a window, of those the last ones.
 //!
 //! qkv `[t, (nq + 2 nkv) * d]`, of which the queries are read; caches `[tk, nkv * d]`; o `[t, nq * d]`; all f32 or all bf16,
 //! with f32 sums. Nothing is packed: the heads of a group are rows of one thin product with the keys, and every value is read
@@ -15,7 +15,7 @@ use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gemm::{Arithmetic, Mat, MatMut, Output, multiply_few_rows};
 use crate::gradients::Write;
-use crate::ops::attention::AttentionSpec;
+use crate::ops::attention::{AttentionSpec, Mask};
 use crate::profile;
 use crate::row_buffer::RowBuffer;
 use crate::simd::{LANES, exp, max, multiversion, sum2};
@@ -33,7 +33,7 @@ pub struct CachedRows<'a> {
     pub values: &'a RowBuffer,
 }
 
-/// Attention of every sequence's newest rows; `spec` gives heads and scale, its sequences and mask are not looked at.
+/// Attention of every sequence's newest rows; `spec` gives heads, scale and window, its sequences are not looked at.
 pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &AttentionSpec) -> Result<Tensor> {
     let op = "attention_cached";
     let (d, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads.max(1));
@@ -62,14 +62,18 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
             return Err(Error::argument(op, reason));
         }
         let seen = keys.len() - rows.len();
-        queries.extend(rows.clone().enumerate().map(|(i, row)| (row, sequence, seen + i + 1)));
+        queries.extend(rows.clone().enumerate().map(|(i, row)| {
+            let end = seen + i + 1;
+            let start = if let Mask::Window(n) = spec.mask { end.saturating_sub(n) } else { 0 };
+            (row, sequence, start..end)
+        }));
     }
     if queries.len() != t {
         return Err(Error::argument(op, format!("{} rows belong to a sequence, `qkv` has {t}", queries.len())));
     }
     let (mut o, longest) =
-        (Tensor::stale(&[t, nq], qkv.dtype())?, queries.iter().map(|query| query.2).max().unwrap_or(0));
-    let work: usize = queries.iter().map(|(_, _, seen)| seen * nq).sum();
+        (Tensor::stale(&[t, nq], qkv.dtype())?, queries.iter().map(|query| query.2.len()).max().unwrap_or(0));
+    let work: usize = queries.iter().map(|(_, _, range)| range.len() * nq).sum();
     // The products with the keys count themselves.
     profile::add_flops(2 * work as u64);
     let mut scores = Tensor::stale(&[t * spec.num_heads, longest], DType::F32)?;
@@ -78,7 +82,8 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
     with_element!(op, "qkv", qkv.dtype(), E => {
         let to = Shared::new(E::of_mut(&mut o)?);
         threads::try_for_each_task(t * spec.num_kv_heads, work, |task| {
-            let (row, sequence, seen) = &queries[task / spec.num_kv_heads];
+            let (row, sequence, range) = &queries[task / spec.num_kv_heads];
+            let seen = range.len();
             let kv = task % spec.num_kv_heads;
             let columns = kv * group * d..(kv + 1) * group * d;
             let (keys, values) = (sequence.keys.tensor()?, sequence.values.tensor()?);
@@ -87,14 +92,14 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
             let (scores, to) = unsafe {
                 (scores.slice(start..start + group * seen), to.slice(row * nq + columns.start..row * nq + columns.end))
             };
-            let keys = Mat::of(&keys)?.rows(0..*seen).columns(kv * d..(kv + 1) * d);
+            let keys = Mat::of(&keys)?.rows(range.clone()).columns(kv * d..(kv + 1) * d);
             let first = row * (spec.num_heads + 2 * spec.num_kv_heads) + kv * group;
             let q = Mat::of(&heads)?.rows(first..first + group);
-            let product = Output::new(MatMut::new(scores, group, *seen), Write::Replace, q, keys.t());
+            let product = Output::new(MatMut::new(scores, group, seen), Write::Replace, q, keys.t());
             multiply_few_rows(Arithmetic::of(qkv.dtype()), vec![product.scaled(spec.scale)])?;
-            let values = Values { data: E::of(&values)?, stride: nkv, start: kv * d, d };
+            let values = Values { data: &E::of(&values)?[range.start * nkv..], stride: nkv, start: kv * d, d };
             for (scores, to) in scores.chunks_mut(HEADS * seen).zip(to.chunks_mut(HEADS * d)) {
-                attend(scores, *seen, &values, to);
+                attend(scores, seen, &values, to);
             }
             Ok(())
         })?;

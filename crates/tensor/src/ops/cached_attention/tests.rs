@@ -2,7 +2,6 @@
 
 use super::*;
 use crate::dtype::DType;
-use crate::ops::attention::Mask;
 use crate::ops::testing::random;
 
 struct Case {
@@ -12,6 +11,7 @@ struct Case {
     d: usize,
     /// New rows and all keys of each sequence.
     sequences: Vec<[usize; 2]>,
+    mask: Mask,
 }
 
 /// qkv, and keys and values of each sequence.
@@ -40,7 +40,7 @@ impl Case {
             num_kv_heads: self.num_kv_heads,
             head_dim: self.d,
             scale: 0.7,
-            mask: Mask::Causal,
+            mask: self.mask,
             cu_q: [0].into(),
             cu_k: [0].into(),
         }
@@ -86,7 +86,10 @@ impl Case {
                 for h in 0..num_heads {
                     let q = &qkv[row * width + h * d..][..d];
                     let first = h / (num_heads / num_kv_heads) * d;
-                    let weights: Vec<f64> = (forgotten..total - new + i + 1)
+                    let end = total - new + i + 1;
+                    let oldest = if let Mask::Window(n) = self.mask { end.saturating_sub(n) } else { 0 };
+                    let forgotten = oldest + forgotten.min(end - oldest);
+                    let weights: Vec<f64> = (forgotten..end)
                         .map(|j| {
                             let key = &keys[j * kv_width + first..][..d];
                             (0.7 * q.iter().zip(key).map(|(a, b)| f64::from(a * b)).sum::<f64>()).exp()
@@ -115,7 +118,10 @@ fn cases() -> Vec<Case> {
     let mut cases = vec![];
     for dtype in [DType::F32, DType::BF16] {
         for (num_heads, num_kv_heads, d) in [(14, 2, 64), (5, 5, 24), (9, 1, 7), (6, 2, 33), (20, 2, 16)] {
-            cases.push(Case { dtype, num_heads, num_kv_heads, d, sequences: vec![[1, 1], [1, 37], [3, 200], [1, 64]] });
+            for mask in [Mask::Causal, Mask::Window(33)] {
+                let sequences = vec![[1, 1], [1, 37], [3, 200], [1, 64]];
+                cases.push(Case { dtype, num_heads, num_kv_heads, d, sequences, mask });
+            }
         }
     }
     cases
