@@ -66,15 +66,13 @@ pub fn bench_generate(model: &Model, options: &GenerateBench) -> Result<Generate
     at_least("prompt-tokens", 1, prompt_tokens)?;
     at_least("new-tokens", 2, new_tokens)?;
     at_least("batch", 1, batch)?;
-    let vocabulary = model.config().text.vocab_size as u32;
+    let vocabulary = model.config().vocab_size() as u32;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let input = ModelInput {
         ids: (0..prompt_tokens * batch).map(|_| rng.random_range(0..vocabulary)).collect(),
         positions: (0..batch).flat_map(|_| 0..prompt_tokens as u32).collect(),
         cu_seqlens: (0..=batch).map(|i| i * prompt_tokens).collect(),
-        pixels: None,
-        tower_states: None,
-        image_rows: Vec::new(),
+        ..ModelInput::default()
     };
     let mut sampler = Sampler::new(&Sampling::default(), 0);
     let mut choose = |logits: &Tensor| -> Result<Vec<(usize, u32)>> {

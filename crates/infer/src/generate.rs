@@ -81,9 +81,7 @@ mod tests {
             ids: lengths.iter().flat_map(|&n| (0..n).map(move |i| (3 + 7 * i + n) as u32 % 60)).collect(),
             positions: lengths.iter().flat_map(|&n| 0..n as u32).collect(),
             cu_seqlens: cu_seqlens.into(),
-            pixels: None,
-            tower_states: None,
-            image_rows: Vec::new(),
+            ..ModelInput::default()
         }
     }
 

@@ -174,9 +174,7 @@ mod tests {
             positions: (0..prompt.len() as u32).collect(),
             cu_seqlens: [0, prompt.len()].as_slice().into(),
             ids: prompt,
-            pixels: None,
-            tower_states: None,
-            image_rows: Vec::new(),
+            ..ModelInput::default()
         };
         for case in fixture["cases"].as_array().unwrap() {
             let config = &case["generation_config"];

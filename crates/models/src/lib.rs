@@ -1,5 +1,5 @@
-//! Model families: configurations, towers, decoders and the models that join them; loading, adapters, saving and
-//! incremental decoding. Owns no data pipeline and no optimizer.
+//! Model families: configurations, towers, decoders, encoder-decoders and the models that join them; loading, adapters, saving
+//! and incremental decoding. Owns no data pipeline and no optimizer.
 
 pub mod config;
 pub mod decoder;
@@ -10,12 +10,13 @@ pub mod lora;
 pub mod model;
 pub mod names;
 pub mod save;
+pub mod seq2seq;
 pub mod vit;
 pub mod weights;
 
-pub use config::{FAMILIES, LlavaConfig, ModelConfig};
+pub use config::{CausalConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};
-pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, load, random, shift_targets};
+pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, TargetInput, load, random, shift_targets};
 pub use weights::{LoadReport, NamedParam, Part};

@@ -1,27 +1,29 @@
-//! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
-//! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
+//! A whole model: an optional vision tower and projector in front of a decoder, or an encoder-decoder, built from a
+//! checkpoint or at random. Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their
+//! own, and so has the encoder-decoder.
 //!
 //! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
 
-use crate::config::{FeatureSelect, LlavaConfig, ModelConfig};
+use crate::config::{CausalConfig, FamilyConfig, FeatureSelect, LlavaConfig, ModelConfig};
 use crate::decoder::Decoder;
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
 use crate::names::{PROJECTOR_PREFIX, TEXT_PREFIX};
+use crate::seq2seq::Seq2Seq;
 use crate::vit::VisionTower;
 use crate::weights::{Builder, LoadReport, NamedParam, Part};
 use std::path::Path;
 use std::sync::Arc;
-use tensor::{DType, LossOutput, Tape, Tensor, Var, profile};
+use tensor::{DType, LinearWeights, LossOutput, Param, Tape, Tensor, Var, profile};
 
 /// Target of a token that is not supervised.
 pub const IGNORE: i32 = -100;
 
 /// One packed batch on its way into a model.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct ModelInput {
-    /// Token ids of all samples, one after the other.
+    /// Token ids of all samples, one after the other; for sequence-to-sequence models those of the sources.
     pub ids: Vec<u32>,
     /// Position of each token within its sample.
     pub positions: Vec<u32>,
@@ -33,6 +35,17 @@ pub struct ModelInput {
     pub tower_states: Option<Tensor>,
     /// Rows of `ids` that take image features, image after image.
     pub image_rows: Vec<u32>,
+    /// What a sequence-to-sequence model writes; none for decoders.
+    pub target: Option<TargetInput>,
+}
+
+/// The targets of a sequence-to-sequence batch, or their beginnings where the model is to go on with them.
+#[derive(Debug, Clone)]
+pub struct TargetInput {
+    /// Token ids of all targets, one after the other, without the start token.
+    pub ids: Vec<u32>,
+    /// Boundaries of the targets, one for each source.
+    pub cu_seqlens: Arc<[usize]>,
 }
 
 /// The weight of each token's negative log-likelihood in the loss.
@@ -40,7 +53,7 @@ pub struct ModelInput {
 pub enum LossWeights {
     /// The same for all: one over the supervised tokens of the global batch.
     Uniform(f32),
-    /// One for each token, indexed like the ids: the weight of predicting that token.
+    /// One for each token, indexed like the labels: the weight of predicting that token.
     PerToken(Vec<f32>),
 }
 
@@ -67,11 +80,22 @@ pub struct VisionSide {
     pub(crate) compute: DType,
 }
 
+/// A decoder, with a vision side where the family has one.
+pub struct Causal {
+    pub(crate) vision: Option<VisionSide>,
+    pub(crate) decoder: Decoder,
+}
+
+/// The two shapes that models have.
+pub(crate) enum Network {
+    Causal(Causal),
+    Seq2Seq(Seq2Seq),
+}
+
 /// A model ready to run.
 pub struct Model {
     pub(crate) config: ModelConfig,
-    pub(crate) vision: Option<VisionSide>,
-    pub(crate) decoder: Decoder,
+    pub(crate) network: Network,
     pub(crate) params: Vec<NamedParam>,
     /// Modules that the checkpoint lawfully lacks.
     pub(crate) absent: Vec<String>,
@@ -82,24 +106,31 @@ pub struct Model {
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
     let config = ModelConfig::load(dir)?;
     let checkpoint = hub::Checkpoint::open(dir)?;
-    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.llava.is_none())?;
-    let (vision, decoder) = build(&mut builder, &config)?;
+    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.llava().is_none())?;
+    let network = build(&mut builder, &config)?;
     let (params, report) = builder.finish()?;
     let absent = report.absent_unreached.clone();
-    Ok((Model { config, vision, decoder, params, absent, adapter: None }, report))
+    Ok((Model { config, network, params, absent, adapter: None }, report))
 }
 
 /// Builds a model with random weights stored in `dtype`: normal with deviation 0.02, norms one, biases zero.
 pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
     let mut builder = Builder::random(seed, dtype);
-    let (vision, decoder) = build(&mut builder, &config)?;
+    let network = build(&mut builder, &config)?;
     let (params, _) = builder.finish()?;
-    Ok(Model { config, vision, decoder, params, absent: Vec::new(), adapter: None })
+    Ok(Model { config, network, params, absent: Vec::new(), adapter: None })
 }
 
-fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide>, Decoder)> {
+fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Network> {
+    match &config.family {
+        FamilyConfig::Causal(config) => Ok(Network::Causal(build_causal(b, config)?)),
+        FamilyConfig::Seq2Seq(config) => Ok(Network::Seq2Seq(Seq2Seq::build(b, config)?)),
+    }
+}
+
+fn build_causal(b: &mut Builder<'_>, config: &CausalConfig) -> Result<Causal> {
     let Some(llava) = &config.llava else {
-        return Ok((None, Decoder::build(b, "", &config.text)?));
+        return Ok(Causal { vision: None, decoder: Decoder::build(b, "", &config.text)? });
     };
     let depth = llava.feature_layers.iter().copied().max().unwrap_or(0);
     let tower = VisionTower::build(b, &llava.vision, depth)?;
@@ -110,7 +141,8 @@ fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide
         linear_2: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_2"), hidden, hidden, bias, Part::Projector)?,
     };
     let decoder = Decoder::build(b, TEXT_PREFIX, &config.text)?;
-    Ok((Some(VisionSide { config: llava.clone(), tower, projector, compute: b.compute() }), decoder))
+    let vision = VisionSide { config: llava.clone(), tower, projector, compute: b.compute() };
+    Ok(Causal { vision: Some(vision), decoder })
 }
 
 impl VisionSide {
@@ -148,7 +180,10 @@ impl Model {
 
     /// The dtype of activations: bf16 for bf16 weights on a processor that multiplies them, else f32.
     pub fn compute(&self) -> DType {
-        self.decoder.compute
+        match &self.network {
+            Network::Causal(network) => network.decoder.compute,
+            Network::Seq2Seq(network) => network.compute,
+        }
     }
 
     /// Every parameter: the checkpoint's in building order, then the adapter's.
@@ -159,27 +194,100 @@ impl Model {
 
     /// Projected image features `[(images tokens), hidden]` of pixels `[images, channels, side, side]`.
     pub fn image_features(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
-        match &self.vision {
-            Some(side) => side.project(t, &side.states(t, pixels, false)?),
-            None => Err(self.takes_no_images()),
-        }
+        let side = self.vision()?;
+        side.project(t, &side.states(t, pixels, false)?)
     }
 
     /// What the tower makes of pixels `[images, channels, side, side]` and the projector takes,
     /// `[(images tokens), width]` in the dtype of activations. A picture's rows do not depend on its neighbours.
     pub fn tower_states(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
-        match &self.vision {
-            Some(side) => side.states(t, pixels, false),
-            None => Err(self.takes_no_images()),
+        self.vision()?.states(t, pixels, false)
+    }
+
+    fn vision(&self) -> Result<&VisionSide> {
+        match &self.network {
+            Network::Causal(Causal { vision: Some(side), .. }) => Ok(side),
+            _ => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
         }
     }
 
-    fn takes_no_images(&self) -> ModelError {
-        ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))
+    /// Rows that the head reads, `[rows, hidden]`: those of all tokens, or of all targets.
+    fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        match &self.network {
+            Network::Causal(network) => network.hidden(t, input, recompute),
+            Network::Seq2Seq(network) => network.hidden(t, input, recompute),
+        }
     }
 
+    fn lm_head(&self) -> &Linear {
+        match &self.network {
+            Network::Causal(network) => &network.decoder.lm_head,
+            Network::Seq2Seq(network) => &network.lm_head,
+        }
+    }
+
+    /// The table that other modules share, and the paths of these on disk; none where nothing is tied.
+    pub(crate) fn tied(&self) -> Option<(Param, Vec<String>)> {
+        match &self.network {
+            Network::Causal(Causal { decoder, .. }) => {
+                decoder.is_tied().then(|| (decoder.embed_tokens.clone(), vec![decoder.lm_head.path.clone()]))
+            }
+            Network::Seq2Seq(network) => network.tied(),
+        }
+    }
+
+    /// Logits of every token, or of every target, `[rows, vocab]`.
+    pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
+        Ok(self.lm_head().forward_wide(t, &self.hidden(t, input, false)?)?)
+    }
+
+    /// Weighted sum of the negative log-likelihoods of the supervised tokens.
+    ///
+    /// `labels[i]` belongs to `ids[i]` (the convention of `transformers`) and is shifted here, within each sample; the
+    /// result's `nll[i]` is that of predicting `ids[i + 1]` from position `i`. Labels of a sequence-to-sequence model belong
+    /// to the targets, and `nll[i]` is that of predicting target token `i`.
+    pub fn loss(
+        &self,
+        t: &Tape,
+        input: &ModelInput,
+        labels: &[i32],
+        weights: &LossWeights,
+        recompute: bool,
+    ) -> Result<LossOutput> {
+        let total = input.target.as_ref().map_or(input.ids.len(), |target| target.ids.len());
+        if labels.len() != total {
+            return Err(ModelError::Input(format!("{} labels for {total} tokens", labels.len())));
+        }
+        let is_shifted = matches!(self.network, Network::Causal(_));
+        let targets = if is_shifted { shift_targets(labels, &input.cu_seqlens) } else { labels.to_vec() };
+        let weights = match weights {
+            LossWeights::Uniform(w) => vec![*w; total],
+            LossWeights::PerToken(w) if w.len() != total => {
+                return Err(ModelError::Input(format!("{} loss weights for {total} tokens", w.len())));
+            }
+            LossWeights::PerToken(w) if is_shifted => w.iter().skip(1).copied().chain([0.0]).collect(),
+            LossWeights::PerToken(w) => w.clone(),
+        };
+        let hidden = self.hidden(t, input, recompute)?;
+        let head: &LinearWeights = &self.lm_head().weights;
+        Ok(t.linear_cross_entropy(&hidden, head, &targets, &weights)?)
+    }
+
+    /// Every projection of the model, for adapters.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match &mut self.network {
+            Network::Causal(network) => network.linears_mut(),
+            Network::Seq2Seq(network) => network.linears_mut(),
+        }
+    }
+}
+
+impl Causal {
     /// Token embeddings with image features in their rows, `[t, hidden]`.
     pub(crate) fn embed(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        if input.target.is_some() {
+            return Err(ModelError::Input("a decoder takes no targets beside its tokens".to_owned()));
+        }
         let total = input.ids.len();
         if input.positions.len() != total
             || input.cu_seqlens.first() != Some(&0)
@@ -196,7 +304,7 @@ impl Model {
         let features = match (&input.pixels, &input.tower_states, &self.vision) {
             (None, None, _) if num_rows == 0 => return Ok(x),
             (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
-            (_, _, None) => return Err(self.takes_no_images()),
+            (_, _, None) => return Err(ModelError::Input("a language model alone takes no images".to_owned())),
             (Some(pixels), None, Some(side)) => side.project(t, &side.states(t, pixels, recompute)?)?,
             (None, Some(states), Some(side)) => side.project(t, &t.constant(states.clone()))?,
             (Some(_), Some(_), Some(_)) => {
@@ -217,41 +325,7 @@ impl Model {
         self.decoder.forward(t, x, &input.positions, input.cu_seqlens.clone(), recompute)
     }
 
-    /// Logits of every token, `[t, vocab]`.
-    pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
-        Ok(self.decoder.lm_head.forward_wide(t, &self.hidden(t, input, false)?)?)
-    }
-
-    /// Weighted sum of the negative log-likelihoods of the supervised tokens.
-    ///
-    /// `labels[i]` belongs to `ids[i]` (the convention of `transformers`) and is shifted here, within each sample; the
-    /// result's `nll[i]` is that of predicting `ids[i + 1]` from position `i`.
-    pub fn loss(
-        &self,
-        t: &Tape,
-        input: &ModelInput,
-        labels: &[i32],
-        weights: &LossWeights,
-        recompute: bool,
-    ) -> Result<LossOutput> {
-        let total = input.ids.len();
-        if labels.len() != total {
-            return Err(ModelError::Input(format!("{} labels for {total} tokens", labels.len())));
-        }
-        let targets = shift_targets(labels, &input.cu_seqlens);
-        let weights = match weights {
-            LossWeights::Uniform(w) => vec![*w; total],
-            LossWeights::PerToken(w) if w.len() == total => w.iter().skip(1).copied().chain([0.0]).collect(),
-            LossWeights::PerToken(w) => {
-                return Err(ModelError::Input(format!("{} loss weights for {total} tokens", w.len())));
-            }
-        };
-        let hidden = self.hidden(t, input, recompute)?;
-        Ok(t.linear_cross_entropy(&hidden, &self.decoder.lm_head.weights, &targets, &weights)?)
-    }
-
-    /// Every projection of the model, for adapters.
-    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = Vec::new();
         if let Some(side) = &mut self.vision {
             all.extend(side.tower.linears_mut());

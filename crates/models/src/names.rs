@@ -65,7 +65,7 @@ pub fn part_of(canonical: &str) -> Part {
 
 /// Buffers that older exporters stored and that the model recomputes.
 pub fn is_recomputed(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name.ends_with("embeddings.position_ids")
+    ["rotary_emb.inv_freq", "embeddings.position_ids", "embed_positions.weights"].iter().any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]

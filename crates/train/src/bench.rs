@@ -176,7 +176,7 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
             return Err(TrainError::mismatch(message, "give one id for each token"));
         }
         Some(tokens) => tokens.clone(),
-        None => (0..num_tokens).map(|_| (random.next() % config.text.vocab_size as u64) as u32).collect(),
+        None => (0..num_tokens).map(|_| (random.next() % config.vocab_size() as u64) as u32).collect(),
     };
     let mut batch = Batch {
         labels: ids.iter().map(|id| *id as i32).collect(),
@@ -186,7 +186,7 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
         sample_index: (0..options.batch as u64).collect(),
         ..Batch::default()
     };
-    if let Some(llava) = &config.llava {
+    if let Some(llava) = config.llava() {
         let tokens_per_image = llava.tokens_per_image();
         let images_each = (options.seq - options.seq.div_ceil(8)) / tokens_per_image;
         if images_each == 0 {

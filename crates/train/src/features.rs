@@ -67,7 +67,7 @@ impl FeatureCache {
     /// # Errors
     /// The model has no tower, the tower trains, or the folder cannot be made or written to.
     pub fn open(dir: &Path, budget: u64, model: &Model, trained: &[TrainedTensor]) -> Result<FeatureCache> {
-        let Some(llava) = &model.config().llava else {
+        let Some(llava) = model.config().llava() else {
             let message =
                 format!("`train.feature_cache` is given, but a `{}` model has no tower", model.config().model_type);
             return Err(TrainError::mismatch(message, "remove `train.feature_cache`"));
@@ -235,7 +235,7 @@ impl FeatureCache {
 
 /// What the features of all pictures depend on: configuration, weights, dtype, and how this machine computes.
 fn tower_hash(model: &Model, dtype: DType) -> Result<Hash> {
-    let Some(llava) = &model.config().llava else {
+    let Some(llava) = model.config().llava() else {
         return Ok([0; 32]);
     };
     let mut key = KeyHasher::new("tower")

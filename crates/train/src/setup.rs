@@ -64,7 +64,7 @@ pub(crate) fn prepare(plan: &Plan) -> Result<(Job, Trainer)> {
     check_adapter(plan)?;
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
-    let kind = if model.config().llava.is_some() { ModelKind::Vision } else { ModelKind::Text };
+    let kind = if model.config().llava().is_some() { ModelKind::Vision } else { ModelKind::Text };
     let features = match &plan.train.feature_cache {
         Some(dir) => Some(FeatureCache::open(dir, plan.train.feature_cache_size.0, &model, &selection.tensors)?),
         None => None,

@@ -51,7 +51,7 @@ fn compare(model: &str, reference: &Path, as_json: bool, common: &Common, consol
     let Reference { ids, pixels, logits } = read_reference(reference)?;
     let dtype = common.dtype.map_or(DType::F32, |choice| choice.dtype());
     let (model, _report) = models::load(&dir, &LoadOptions { dtype: Some(dtype) })?;
-    let placeholder = model.config().llava.as_ref().map(|llava| llava.image_token_id);
+    let placeholder = model.config().llava().map(|llava| llava.image_token_id);
     let rows = ids.iter().enumerate().filter(|(_, id)| Some(**id) == placeholder).map(|(row, _)| row as u32);
     let pixels = pixels.map(|(values, shape)| Tensor::from_f32(&values, &shape)).transpose()?;
     let input = ModelInput {

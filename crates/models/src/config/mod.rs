@@ -7,6 +7,7 @@ pub mod text;
 pub mod vision;
 
 use crate::error::{ModelError, Result};
+use crate::seq2seq::config::Seq2SeqConfig;
 use fields::Fields;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -52,16 +53,32 @@ impl LlavaConfig {
 pub struct ModelConfig {
     /// `model_type` of the file: the family's key in the registry.
     pub model_type: String,
-    /// The decoder.
-    pub text: DecoderConfig,
-    /// The vision side; none for text-only checkpoints.
-    pub llava: Option<LlavaConfig>,
+    /// What the family is made of.
+    pub family: FamilyConfig,
     /// The file as it was read, written back unchanged on saving.
     pub raw: Value,
 }
 
+/// The shapes that families have.
+#[derive(Debug, Clone)]
+pub enum FamilyConfig {
+    /// A decoder, with a vision side where the family has one.
+    Causal(CausalConfig),
+    /// An encoder-decoder of text.
+    Seq2Seq(Seq2SeqConfig),
+}
+
+/// A decoder and what stands before it.
+#[derive(Debug, Clone)]
+pub struct CausalConfig {
+    /// The decoder.
+    pub text: DecoderConfig,
+    /// The vision side; none for text-only checkpoints.
+    pub llava: Option<LlavaConfig>,
+}
+
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] = &["llava", "llama", "qwen2"];
+pub const FAMILIES: &[&str] = &["llava", "llama", "qwen2", "m2m_100"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -76,10 +93,14 @@ impl ModelConfig {
         let root = Fields::new(place, &raw)?;
         let model_type = root.str_or("model_type", "")?;
         match model_type.as_str() {
-            "llava" => ModelConfig::llava(place, &raw),
+            "llava" => ModelConfig::read_llava(place, &raw),
             "llama" | "qwen2" => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
-                Ok(ModelConfig { model_type, text, llava: None, raw })
+                Ok(ModelConfig { model_type, family: FamilyConfig::Causal(CausalConfig { text, llava: None }), raw })
+            }
+            "m2m_100" => {
+                let config = Seq2SeqConfig::read(place, &raw)?;
+                Ok(ModelConfig { model_type, family: FamilyConfig::Seq2Seq(config), raw })
             }
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
@@ -87,7 +108,36 @@ impl ModelConfig {
         }
     }
 
-    fn llava(place: &str, raw: &Value) -> Result<ModelConfig> {
+    /// The decoder and what stands before it; none for an encoder-decoder.
+    pub fn causal(&self) -> Option<&CausalConfig> {
+        match &self.family {
+            FamilyConfig::Causal(config) => Some(config),
+            FamilyConfig::Seq2Seq(_) => None,
+        }
+    }
+
+    /// The encoder-decoder; none for a decoder.
+    pub fn seq2seq(&self) -> Option<&Seq2SeqConfig> {
+        match &self.family {
+            FamilyConfig::Causal(_) => None,
+            FamilyConfig::Seq2Seq(config) => Some(config),
+        }
+    }
+
+    /// The vision side, where there is one.
+    pub fn llava(&self) -> Option<&LlavaConfig> {
+        self.causal().and_then(|config| config.llava.as_ref())
+    }
+
+    /// Rows of the embedding table.
+    pub fn vocab_size(&self) -> usize {
+        match &self.family {
+            FamilyConfig::Causal(config) => config.text.vocab_size,
+            FamilyConfig::Seq2Seq(config) => config.vocab_size,
+        }
+    }
+
+    fn read_llava(place: &str, raw: &Value) -> Result<ModelConfig> {
         let f = Fields::new(place, raw)?;
         let empty = json!({});
         // Without a vision configuration the class builds CLIP-L/14-336.
@@ -151,7 +201,8 @@ impl ModelConfig {
             image_token_id: image_token as u32,
         };
         f.finish()?;
-        Ok(ModelConfig { model_type: "llava".into(), text, llava: Some(llava), raw: raw.clone() })
+        let family = FamilyConfig::Causal(CausalConfig { text, llava: Some(llava) });
+        Ok(ModelConfig { model_type: "llava".into(), family, raw: raw.clone() })
     }
 }
 
@@ -180,19 +231,21 @@ mod tests {
         let config =
             ModelConfig::from_json("config.json", json!({"model_type": "llava", "text_config": {"vocab_size": 32064}}))
                 .unwrap();
-        let llava = config.llava.unwrap();
+        let CausalConfig { text, llava } = config.causal().unwrap();
+        let llava = llava.as_ref().unwrap();
         assert_eq!((llava.vision.hidden_size, llava.vision.image_size, llava.vision.num_layers), (1024, 336, 24));
-        assert_eq!((llava.feature_layers, llava.image_token_id), (vec![23], 32000));
-        assert_eq!((config.text.hidden_size, config.text.num_kv_heads, config.text.vocab_size), (4096, 32, 32064));
+        assert_eq!((llava.feature_layers.as_slice(), llava.image_token_id), ([23].as_slice(), 32000));
+        assert_eq!((text.hidden_size, text.num_kv_heads, text.vocab_size), (4096, 32, 32064));
     }
 
     #[test]
     fn hidden_states_are_counted_from_the_embeddings() {
-        let config = ModelConfig::from_json("config.json", small()).unwrap().llava.unwrap();
+        let read = |value: Value| ModelConfig::from_json("config.json", value).unwrap().llava().unwrap().clone();
+        let config = read(small());
         assert_eq!((config.feature_layers.as_slice(), config.tokens_per_image()), ([2].as_slice(), 4));
         let mut value = small();
         value["vision_feature_layer"] = json!([-3, 1]);
-        assert_eq!(ModelConfig::from_json("config.json", value).unwrap().llava.unwrap().feature_layers, [0, 1]);
+        assert_eq!(read(value).feature_layers, [0, 1]);
     }
 
     #[test]
@@ -228,7 +281,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, llama, qwen2",
+            "`config.json`: model_type `blip` is not known; known are llava, llama, qwen2, m2m_100",
         );
     }
 }

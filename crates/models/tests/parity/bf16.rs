@@ -21,8 +21,8 @@ const ROUNDING: f64 = 0.003_906_25 * 0.577_35 * 0.735_5;
 /// gains of that size.
 fn bound(config: &ModelConfig) -> f64 {
     let tower =
-        config.llava.as_ref().map_or(0, |llava| 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5);
-    let roundings = tower + 11 * config.text.num_layers + 2;
+        config.llava().map_or(0, |llava| 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5);
+    let roundings = tower + 11 * config.causal().unwrap().text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()
 }
 

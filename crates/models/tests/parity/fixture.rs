@@ -104,7 +104,7 @@ pub fn pack(samples: &[&Sample], image_token: u32) -> (ModelInput, Vec<i32>) {
     let image_rows = (0..ids.len() as u32).filter(|&i| ids[i as usize] == image_token).collect();
     let [c, h, w] = side;
     let pixels = (images > 0).then(|| Tensor::from_f32(&pixels, &[images, c, h, w]).unwrap());
-    (ModelInput { ids, positions, cu_seqlens: cu.into(), pixels, tower_states: None, image_rows }, labels)
+    (ModelInput { ids, positions, cu_seqlens: cu.into(), pixels, image_rows, ..ModelInput::default() }, labels)
 }
 
 /// What the file of an adapter calls a tensor: matrices keep their names, modules trained whole have the base's.

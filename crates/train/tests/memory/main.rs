@@ -28,7 +28,7 @@ fn config() -> ModelConfig {
 }
 
 fn batch(config: &ModelConfig, text: usize) -> Batch {
-    let llava = config.llava.as_ref().unwrap();
+    let llava = config.llava().unwrap();
     let image_rows: Vec<u32> = (0..(IMAGES * llava.tokens_per_image()) as u32).collect();
     let total = image_rows.len() + text;
     let ids: Vec<u32> = (0..total).map(|i| if i < image_rows.len() { 1 } else { 2 + (i * 37 % 4000) as u32 }).collect();

@@ -103,7 +103,7 @@ fn a_profile_is_made_of_the_steps_of_its_run() {
     let config = place.model.join("config.json");
     let value = serde_json::from_slice(&std::fs::read(&config).unwrap()).unwrap();
     let config = models::ModelConfig::from_json("config.json", value).unwrap();
-    let per_picture = config.llava.unwrap().tokens_per_image() as u64;
+    let per_picture = config.llava().unwrap().tokens_per_image() as u64;
     assert_eq!((&profile["samples_processed"], &profile["frames_processed"]), (&json!(24), &json!(18)));
     assert_eq!(profile["visual_tokens_processed"], 18 * per_picture);
     for m in &metrics {
