@@ -181,7 +181,7 @@ impl Seq2Seq {
                         layer.forward(t, inputs[0].clone(), &inputs[1], &own, &cross)
                     })?
                 }
-                false => layer.forward(t, x, encoded, &own, &cross)?,
+                false => layer.forward(t, x, &t.branch(encoded)?, &own, &cross)?,
             };
         }
         memory::mark("decoder.layers", self.decoder.len());

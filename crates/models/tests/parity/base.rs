@@ -81,12 +81,12 @@ fn every_folder_loads_whole_under_the_hub_names() {
 
 #[test]
 fn every_family_has_a_fixture() {
-    let kinds: Vec<String> = fixtures()
-        .iter()
+    let all = fixtures().into_iter().chain(crate::text_pairs::folders());
+    let kinds: Vec<String> = all
         .map(|f| crate::fixture::json(&f.dir.join("config.json"))["model_type"].as_str().unwrap().to_owned())
         .collect();
     for family in models::FAMILIES {
-        assert!(kinds.iter().any(|kind| kind == family), "no folder of fixtures/models is a `{family}`");
+        assert!(kinds.iter().any(|kind| kind == family), "no folder of fixtures is a `{family}`");
     }
 }
 
