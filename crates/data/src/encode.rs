@@ -32,6 +32,9 @@ impl Processor {
     /// # Errors
     /// As [`Processor::encode`].
     pub fn measure(&self, sample: &Sample, options: &EncodeOptions) -> Result<RecordSize, DataError> {
+        if let Some(pair) = &self.pair {
+            return pair.measure(&self.tokenizer, sample, options);
+        }
         let (clips, text) = self.plan(sample, options)?;
         let Some((settings, tokens)) = &self.image else {
             return Ok(RecordSize { tokens: text.pieces.len() as u32, patches: 0 });
@@ -79,6 +82,10 @@ impl Processor {
 
     /// As [`Processor::encode`], with the pictures still in bytes.
     pub(crate) fn prepare(&self, sample: &Sample, options: &EncodeOptions) -> Result<Prepared, DataError> {
+        if let Some(pair) = &self.pair {
+            let encoded = pair.encode(&self.tokenizer, sample, options)?;
+            return Ok(Prepared { encoded, pictures: Vec::new() });
+        }
         let (mut clips, text) = self.plan(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
         let (mut counts, mut pictures) = (Vec::new(), Vec::new());

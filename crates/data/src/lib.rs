@@ -26,9 +26,10 @@ mod plan;
 mod processor;
 mod record;
 mod template;
+mod text_pair;
 mod tokenizer;
 
-pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, collate};
+pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, TargetRows, collate};
 pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};

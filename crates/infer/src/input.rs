@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use data::{Batch, Encoded, collate};
-use models::ModelInput;
+use models::{ModelInput, TargetInput};
 use tensor::Tensor;
 
 /// Moves a packed batch to where the model computes.
@@ -24,6 +24,10 @@ pub fn upload_with_states(batch: &Batch, tower_states: Option<Tensor>) -> ModelI
         pixels: None,
         tower_states,
         image_rows: batch.image_rows.clone(),
+        target: batch.target.as_ref().map(|target| TargetInput {
+            ids: target.ids.clone(),
+            cu_seqlens: target.cu_seqlens.as_slice().into(),
+        }),
     }
 }
 

@@ -250,10 +250,10 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Op
 /// A micro-batch made of the longest sampled records, repeated where the sample is smaller than the batch.
 fn longest_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
     let mut longest: Vec<&Encoded> = sample.iter().collect();
-    longest.sort_by_key(|record| std::cmp::Reverse(record.ids.len()));
+    longest.sort_by_key(|record| std::cmp::Reverse(record.size().tokens));
     let num_records = match plan.data.pack_tokens {
         None => plan.train.per_device_train_batch_size,
-        Some(tokens) => longest.first().map_or(0, |record| (tokens / record.ids.len().max(1)).max(1)),
+        Some(tokens) => longest.first().map_or(0, |record| (tokens / (record.size().tokens as usize).max(1)).max(1)),
     };
     longest.into_iter().cycle().take(if sample.is_empty() { 0 } else { num_records }).collect()
 }
@@ -261,8 +261,9 @@ fn longest_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
 /// A micro-batch of records near the mean length.
 fn mean_window<'a>(plan: &Plan, sample: &'a [Encoded]) -> Vec<&'a Encoded> {
     let mut nearest: Vec<&Encoded> = sample.iter().filter(|record| record.num_supervised() > 0).collect();
-    let mean = sample.iter().map(|record| record.ids.len()).sum::<usize>() / sample.len().max(1);
-    nearest.sort_by_key(|record| record.ids.len().abs_diff(mean));
+    let length = |record: &Encoded| record.size().tokens as usize;
+    let mean = sample.iter().map(length).sum::<usize>() / sample.len().max(1);
+    nearest.sort_by_key(|record| length(record).abs_diff(mean));
     let num_records = match plan.data.pack_tokens {
         None => plan.train.per_device_train_batch_size,
         Some(tokens) => (tokens / mean.max(1)).max(1),

@@ -58,9 +58,9 @@ fn compare(model: &str, reference: &Path, as_json: bool, common: &Common, consol
         positions: (0..ids.len() as u32).collect(),
         cu_seqlens: vec![0, ids.len()].into(),
         pixels,
-        tower_states: None,
         image_rows: rows.collect(),
         ids: ids.clone(),
+        ..ModelInput::default()
     };
     let found = model.logits(&Tape::inference(), &input)?.value().to_vec_f32()?;
     if found.len() != logits.len() {
