@@ -71,7 +71,8 @@ fn ask(question: &str) -> Sample {
 fn languages_come_from_the_nearest_place() {
     let processor = Processor::load(&root().join("nllb_hub")).unwrap();
     let first = |sample: &Sample, options: &EncodeOptions| {
-        let encoded = processor.encode(sample, &EncodeOptions { add_generation_prompt: true, ..options.clone() }).unwrap();
+        let encoded =
+            processor.encode(sample, &EncodeOptions { add_generation_prompt: true, ..options.clone() }).unwrap();
         assert!(encoded.labels.is_empty() && encoded.num_supervised() == 0);
         let target = encoded.target.unwrap();
         let name = |id: u32| processor.decode(&[id], false).unwrap();

@@ -129,7 +129,11 @@ pub(crate) fn search(
 fn check(model: &Model, options: &GenerateOptions, beams: &Beams) -> Result<()> {
     let bad = |option, expected, found: String| Err(InferError::Option { option, expected, found });
     if options.sampling.temperature != 0.0 {
-        return bad("temperature", "0 beside beams, which take the most likely", options.sampling.temperature.to_string());
+        return bad(
+            "temperature",
+            "0 beside beams, which take the most likely",
+            options.sampling.temperature.to_string(),
+        );
     }
     if model.config().seq2seq().is_none() {
         return bad("num_beams", "1: beams are built for sequence-to-sequence models", beams.num_beams.to_string());

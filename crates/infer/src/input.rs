@@ -24,10 +24,10 @@ pub fn upload_with_states(batch: &Batch, tower_states: Option<Tensor>) -> ModelI
         pixels: None,
         tower_states,
         image_rows: batch.image_rows.clone(),
-        target: batch.target.as_ref().map(|target| TargetInput {
-            ids: target.ids.clone(),
-            cu_seqlens: target.cu_seqlens.as_slice().into(),
-        }),
+        target: batch
+            .target
+            .as_ref()
+            .map(|target| TargetInput { ids: target.ids.clone(), cu_seqlens: target.cu_seqlens.as_slice().into() }),
     }
 }
 

@@ -107,7 +107,8 @@ fn dropout_notice(config: &Seq2SeqConfig) -> Option<String> {
     ];
     let given: Vec<String> =
         fields.iter().filter(|(_, p)| *p > 0.0).map(|(name, p)| format!("`{name}: {p}`")).collect();
-    (!given.is_empty()).then(|| format!("the model's own {} are applied in training, drawn by `train.seed`", given.join(", ")))
+    (!given.is_empty())
+        .then(|| format!("the model's own {} are applied in training, drawn by `train.seed`", given.join(", ")))
 }
 
 /// The folder of the base model.
@@ -179,6 +180,14 @@ impl Job {
     pub(crate) fn notices(&self, plan: &Plan) -> Vec<String> {
         let mut notices: Vec<String> = self.selection.unreached_notice().into_iter().collect();
         notices.extend(self.dropout.clone());
+        if let Some(file) = &plan.parallel.deepspeed {
+            notices.push(format!(
+                "`{}`: one device trains, so that ZeRO and offload have nothing to divide and change nothing; each step takes {} micro-batches of {}",
+                file.display(),
+                plan.train.gradient_accumulation_steps,
+                plan.train.per_device_train_batch_size
+            ));
+        }
         if self.eval.is_none() && !plan.data.eval.is_empty() {
             notices.push(
                 "`data.eval` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"

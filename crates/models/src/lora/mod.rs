@@ -404,7 +404,9 @@ fn attach(
 ) -> Result<()> {
     if linear.weights.weight.name() != format!("{}.weight", linear.path) {
         let name = names::in_memory(&linear.path);
-        return Err(ModelError::Adapter(format!("`{name}` is tied to the embedding table and cannot carry an adapter")));
+        return Err(ModelError::Adapter(format!(
+            "`{name}` is tied to the embedding table and cannot carry an adapter"
+        )));
     }
     let rank = a.shape()[0];
     let mut register = |letter: &str, value: Tensor| {

@@ -68,7 +68,8 @@ impl Seq2SeqConfig {
             let other = f.raw(alias).is_some().then(|| f.size_or(alias, default)).transpose()?;
             match (own, other) {
                 (Some(own), Some(other)) if own != other => {
-                    Err(f.error(alias, format!("is another name of `{name}: {own}`, found `{other}`; keep one of them")))
+                    Err(f
+                        .error(alias, format!("is another name of `{name}: {own}`, found `{other}`; keep one of them")))
                 }
                 (own, other) => Ok(own.or(other).unwrap_or(default)),
             }

@@ -72,8 +72,7 @@ impl Seq2Seq {
     pub(crate) fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
         let t = Tape::decoding();
         let ids: Vec<u32> = tokens.iter().map(|&(_, id)| id).collect();
-        let positions: Vec<u32> =
-            tokens.iter().map(|&(s, id)| self.positions.next(id, cache.lengths[s])).collect();
+        let positions: Vec<u32> = tokens.iter().map(|&(s, id)| self.positions.next(id, cache.lengths[s])).collect();
         let ranges: Vec<(usize, Range<usize>)> = tokens.iter().enumerate().map(|(i, &(s, _))| (s, i..i + 1)).collect();
         let Some(layer) = self.decoder.first() else {
             return Err(ModelError::Input("the model has no decoder".to_owned()));

@@ -225,9 +225,7 @@ fn build_tables(b: &mut Builder<'_>, c: &Seq2SeqConfig) -> Result<(Option<Param>
     let (shared, part) = (format!("{SHARED}.weight"), Part::Llm);
     let sides = ["encoder", "decoder"].map(|side| format!("model.{side}.embed_tokens.weight"));
     let head = format!("{HEAD}.weight");
-    let own = |b: &mut Builder<'_>, name: &str| {
-        b.weight(name, &[c.vocab_size, c.width], Init::Normal(INIT_STD), part)
-    };
+    let own = |b: &mut Builder<'_>, name: &str| b.weight(name, &[c.vocab_size, c.width], Init::Normal(INIT_STD), part);
     if c.tie_word_embeddings {
         for name in sides.iter().chain([&head]) {
             b.swap_tied(&shared, name);

@@ -20,8 +20,7 @@ const ROUNDING: f64 = 0.003_906_25 * 0.577_35 * 0.735_5;
 /// scale is the worst case, but norms and the softmax may make an error larger than it was: a factor of 2 on the whole covers
 /// gains of that size.
 fn bound(config: &ModelConfig) -> f64 {
-    let tower =
-        config.llava().map_or(0, |llava| 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5);
+    let tower = config.llava().map_or(0, |llava| 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5);
     let roundings = tower + 11 * config.causal().unwrap().text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()
 }

@@ -50,7 +50,8 @@ fn loss_of(model: &Model, pairs: &[Pair], recompute: bool, seed: u64) -> (f32, V
 fn every_folder_loads_whole_and_says_what_it_left() {
     for fixture in folders() {
         let (model, report) = models::load(&fixture.dir, &LoadOptions::default()).unwrap();
-        let shape = |v: &serde_json::Value| v.as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+        let shape =
+            |v: &serde_json::Value| v.as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
         let wanted: BTreeMap<String, Vec<usize>> =
             fixture.info["parameters"].as_object().unwrap().iter().map(|(n, s)| (n.clone(), shape(s))).collect();
         let ours: BTreeMap<String, Vec<usize>> =
@@ -171,7 +172,8 @@ fn adapters_give_the_logits_and_gradients_of_peft() {
         let mut results = vec![check_elements("loss", &[loss], &expected(&adapter, "batch.loss"), tight)];
         let mut found = BTreeSet::new();
         for p in model.params().into_iter().filter(|p| p.param.is_trainable()) {
-            let key = if p.name.starts_with("base_model.") { p.name.clone() } else { format!("base_model.model.{}", p.name) };
+            let key =
+                if p.name.starts_with("base_model.") { p.name.clone() } else { format!("base_model.model.{}", p.name) };
             let ours = gradients.get(&p.param).map(|g| g.to_vec_f32().unwrap()).unwrap_or_default();
             let absolute = score_rounding(&base, &p.name, ours.len());
             results.push(check_tensor(&adapter.tensors, "grad", &key, &ours, Tolerance { absolute, ..GRADIENTS }));
@@ -187,8 +189,11 @@ fn adapters_give_the_logits_and_gradients_of_peft() {
 fn merged_and_saved_adapters_are_those_of_peft() {
     for (base, adapter) in adapters() {
         let place = format!("{}/{}", base.name(), adapter.name());
-        let plain: BTreeMap<String, Vec<f32>> =
-            load_as_is(&base).params().iter().map(|p| (p.name.clone(), p.param.value().to_vec_f32().unwrap())).collect();
+        let plain: BTreeMap<String, Vec<f32>> = load_as_is(&base)
+            .params()
+            .iter()
+            .map(|p| (p.name.clone(), p.param.value().to_vec_f32().unwrap()))
+            .collect();
         let mut model = load_as_is(&base);
         model.load_adapter(&adapter.dir).unwrap();
         let (dir, _guard) = out_dir(&format!("{}+{}", base.name(), adapter.name()));
@@ -249,8 +254,7 @@ fn a_tied_table_is_found_under_each_of_its_names() {
     let pairs = pairs(&fixture);
     let wanted = logits(&load_as_is(&fixture), &[&pairs[1]]);
     let source = Checkpoint::open(&fixture.dir).unwrap();
-    let (shared, head, side) =
-        ("model.shared.weight", "lm_head.weight", "model.decoder.embed_tokens.weight");
+    let (shared, head, side) = ("model.shared.weight", "lm_head.weight", "model.decoder.embed_tokens.weight");
     let load = |names: &[(&str, &str, u8)]| {
         let dir = tempfile::tempdir().unwrap();
         let others = source.names().into_iter().filter(|n| *n != shared).map(|n| (n, n, 0));
@@ -290,7 +294,11 @@ fn fresh_adapters_take_bare_names_on_both_sides_and_leave_what_is_tied() {
     let tied = refused(LoraConfig { target_modules: list(&["lm_head"]), ..base.clone() });
     assert!(tied.contains("`lm_head` is tied to the embedding table"), "{tied}");
     for name in ["shared", "embed_tokens", "lm_head", "model.shared"] {
-        let saved = refused(LoraConfig { target_modules: list(&["q_proj"]), modules_to_save: vec![name.into()], ..base.clone() });
+        let saved = refused(LoraConfig {
+            target_modules: list(&["q_proj"]),
+            modules_to_save: vec![name.into()],
+            ..base.clone()
+        });
         assert!(saved.contains(&format!("`{name}` is tied")), "{saved}");
     }
     let error = refused(LoraConfig { target_modules: list(&["o_proj"]), ..base });

@@ -246,11 +246,6 @@ fn what_is_not_built_is_refused_by_name() {
         "line 7, column 12: `parallel.offload: optimizer` is not built yet\n  hint: write `offload: none`",
     );
     check(
-        "deepspeed: ds.json\n",
-        &[],
-        "line 7, column 1: `parallel.deepspeed` is not built yet\n  hint: write its settings into `train`",
-    );
-    check(
         "report_to: [wandb]\n",
         &[],
         "line 7, column 1: `tracking.report_to: [wandb]` is not built yet\n  hint: remove it; `metrics.jsonl` holds every step",
