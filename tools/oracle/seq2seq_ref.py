@@ -104,7 +104,7 @@ SPECS = {
     },
 }  # fmt: skip
 
-# name -> folder, adapter, Trainer arguments. Every one is run in evaluation mode: dropout has numbers of its own.
+# name -> folder, adapter, Trainer arguments. Every one is run without dropout, which has random numbers of its own.
 RUNS = {
     "full_nllb": ("nllb_hub", None, {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 5e-3,
                   "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.01, "max_grad_norm": 1.0}),
@@ -355,6 +355,11 @@ def train(name):
     model = load_model(folder)
     if adapter:
         model = PeftModel.from_pretrained(model, os.path.join(folder, "adapters", adapter), is_trainable=True)
+    # The Trainer puts the model into training mode, whose dropout has random numbers of its own.
+    for module in model.modules():
+        for field in ("dropout", "activation_dropout", "layerdrop"):
+            if isinstance(getattr(module, field, None), (int, float)):
+                setattr(module, field, 0.0)
     start = {saved_name(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro": [], "ends": [], "norms": [], "records": []}
 
@@ -371,7 +376,6 @@ def train(name):
             return torch.utils.data.SequentialSampler(self.train_dataset)
 
         def training_step(self, model, inputs, num_items_in_batch=None):
-            model.eval()
             loss = super().training_step(model, inputs, num_items_in_batch)
             log["micro"].append(float(loss))
             return loss

@@ -81,7 +81,7 @@ fn every_folder_loads_whole_under_the_hub_names() {
 
 #[test]
 fn every_family_has_a_fixture() {
-    let all = fixtures().into_iter().chain(crate::text_pairs::folders());
+    let all = fixtures().into_iter().chain(crate::seq2seq::folders());
     let kinds: Vec<String> = all
         .map(|f| crate::fixture::json(&f.dir.join("config.json"))["model_type"].as_str().unwrap().to_owned())
         .collect();

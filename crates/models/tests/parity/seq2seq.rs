@@ -4,11 +4,26 @@ use crate::base::{GRADIENTS, LOGITS, expected, names, score_rounding, train_all}
 use crate::compare::{Tolerance, check_elements, check_tensor, demand};
 use crate::fixture::{Fixture, json};
 use crate::saved::out_dir;
-use crate::text_pairs::{Pair, folders, load_as_is, load_quiet, pack_pairs, pairs, root};
+use crate::text_pairs::{Pair, load_quiet, pack_pairs, pairs, root};
 use hub::Checkpoint;
 use models::{LoadOptions, LoraConfig, LossWeights, Model, TargetModules};
 use std::collections::{BTreeMap, BTreeSet};
-use tensor::{Gradients, Tape};
+use tensor::{DType, Gradients, Tape};
+
+/// Every checkpoint folder.
+pub fn folders() -> Vec<Fixture> {
+    let mut dirs: Vec<_> = std::fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).collect();
+    dirs.sort();
+    let found: Vec<_> = dirs.into_iter().filter(|d| d.join("config.json").exists()).map(Fixture::open).collect();
+    assert!(found.len() >= 4, "only {} folders found in fixtures/seq2seq", found.len());
+    found
+}
+
+/// The checkpoint in f32, its dropout as it stands in the file.
+fn load_as_is(fixture: &Fixture) -> Model {
+    let options = LoadOptions { dtype: Some(DType::F32) };
+    models::load(&fixture.dir, &options).unwrap_or_else(|e| panic!("{}: {e}", fixture.name())).0
+}
 
 /// Every adapter folder with the checkpoint it belongs to.
 fn adapters() -> Vec<(Fixture, Fixture)> {
@@ -268,7 +283,7 @@ fn a_tied_table_is_found_under_each_of_its_names() {
             .collect();
         hub::write_checkpoint(dir.path(), &tensors, u64::MAX).unwrap();
         std::fs::copy(fixture.dir.join("config.json"), dir.path().join("config.json")).unwrap();
-        models::load(dir.path(), &LoadOptions { dtype: Some(tensor::DType::F32) }).unwrap()
+        models::load(dir.path(), &LoadOptions { dtype: Some(DType::F32) }).unwrap()
     };
     for names in [vec![(shared, head, 0)], vec![(shared, side, 0)], vec![(shared, side, 0), (shared, head, 0)]] {
         let (model, _) = load(&names);

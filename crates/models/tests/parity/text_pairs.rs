@@ -17,15 +17,6 @@ pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/seq2seq")
 }
 
-/// Every checkpoint folder.
-pub fn folders() -> Vec<Fixture> {
-    let mut dirs: Vec<_> = std::fs::read_dir(root()).unwrap().map(|e| e.unwrap().path()).collect();
-    dirs.sort();
-    let found: Vec<_> = dirs.into_iter().filter(|d| d.join("config.json").exists()).map(Fixture::open).collect();
-    assert!(found.len() >= 4, "only {} folders found in fixtures/seq2seq", found.len());
-    found
-}
-
 pub fn pairs(fixture: &Fixture) -> Vec<Pair> {
     let ids = |v: &Value| v.as_array().unwrap().iter().map(|i| i.as_u64().unwrap() as u32).collect();
     let samples = fixture.info["samples"].as_array().unwrap();
@@ -46,12 +37,6 @@ pub fn pack_pairs(pairs: &[&Pair]) -> (ModelInput, Vec<i32>) {
     let labels = target.iter().map(|&id: &u32| id as i32).collect();
     let target = Some(TargetInput { ids: target, cu_seqlens: target_cu.into() });
     (ModelInput { ids, positions, cu_seqlens: cu.into(), target, ..ModelInput::default() }, labels)
-}
-
-/// The checkpoint in f32, its dropout as it stands in the file.
-pub fn load_as_is(fixture: &Fixture) -> Model {
-    let options = LoadOptions { dtype: Some(DType::F32) };
-    models::load(&fixture.dir, &options).unwrap_or_else(|e| panic!("{}: {e}", fixture.name())).0
 }
 
 /// The checkpoint in f32 without any dropout, which a recording tape would apply; the reference computed without it.

@@ -149,7 +149,7 @@ fn values_of_the_wrong_kind() {
     check(
         "  lr_scheduler_type: step\n",
         &[],
-        "line 7, column 22: `train.lr_scheduler_type` must be one of `constant`, `constant_with_warmup`, `linear`, `cosine`, `polynomial`, found `step`",
+        "line 7, column 22: `train.lr_scheduler_type` must be one of `constant`, `constant_with_warmup`, `constant_with_log_warmup`, `linear`, `cosine`, `polynomial`, found `step`",
     );
     check(
         "  max_shard_size: 5XB\n",
