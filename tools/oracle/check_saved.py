@@ -10,6 +10,7 @@ reads every folder there: `FOLDER-whole` and `FOLDER-shards` (models), `FOLDER+A
 """
 
 import argparse
+import json
 import os
 import sys
 import warnings
@@ -18,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import seq2seq_ref
 from models_adapters import logits_of, samples_of
 from models_ref import load_model
 
@@ -73,6 +75,32 @@ def check_adapter(saved, fixture, adapter):
     return compare(os.path.basename(saved), logits_of(model, samples_of(folder)), expected, stride=5 if own else 1)
 
 
+def check_text_pair(saved, name):
+    """The same of an encoder-decoder: a model, an adapter of ours or of peft, or a merged one."""
+    from peft import PeftModel, get_peft_model_state_dict
+
+    base, _, adapter = name.partition("+")
+    folder = os.path.join(seq2seq_ref.ROOT, base)
+    with open(os.path.join(folder, "expected.json")) as f:
+        samples = json.load(f)["samples"]
+    merged = adapter.endswith("-merged")
+    adapter = adapter.removesuffix("-merged")
+    tolerance = 1e-4
+    if adapter and not merged:
+        model = PeftModel.from_pretrained(seq2seq_ref.load_model(folder), saved).eval()
+        on_disk = load_file(os.path.join(saved, "adapter_model.safetensors"))
+        inside = get_peft_model_state_dict(model, save_embedding_layers=False)
+        if set(on_disk) != set(inside):
+            print(f"DIFFERS  {name}: tensors {sorted(set(on_disk) ^ set(inside))[:4]}")
+            return False
+    else:
+        model = seq2seq_ref.load_model(saved)
+        if merged and next(iter(load_file(os.path.join(saved, "model.safetensors")).values())).dtype == torch.bfloat16:
+            tolerance = TOLERANCE[torch.bfloat16]
+    expected = load_file(os.path.join(folder, *(["adapters", adapter] if adapter else []), "expected.safetensors"))
+    return compare(name, [seq2seq_ref.alone(model, s)[0] for s in samples], expected, tolerance=tolerance)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("folder")
@@ -85,7 +113,10 @@ def main():
     results = []
     for name in sorted(os.listdir(args.folder)):
         path = os.path.join(args.folder, name)
-        if name.endswith("-merged"):
+        base = name.split("+")[0].removesuffix("-whole").removesuffix("-shards")
+        if os.path.isdir(os.path.join(seq2seq_ref.ROOT, base)):
+            results.append(check_text_pair(path, name if "+" in name else base))
+        elif name.endswith("-merged"):
             results.append(check_merged(path, *name.removesuffix("-merged").split("+")))
         elif "+" in name:
             results.append(check_adapter(path, *name.split("+")))

@@ -8,6 +8,7 @@ use anyhow::Result;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::failure::CliError;
+use crate::text_args::{BeamArgs, LanguageArgs};
 
 /// Fine-tunes video-language models: trains, evaluates and asks checkpoints in the Hugging Face layout.
 #[derive(Debug, Parser)]
@@ -263,6 +264,8 @@ pub enum FormatChoice {
     /// The OpenAI shape.
     #[value(alias = "openai")]
     Messages,
+    /// `question` and `caption`.
+    Seq2seq,
 }
 
 impl From<FormatChoice> for data::Format {
@@ -272,6 +275,7 @@ impl From<FormatChoice> for data::Format {
             FormatChoice::Conversation => data::Format::Conversation,
             FormatChoice::Llava => data::Format::Llava,
             FormatChoice::Messages => data::Format::Messages,
+            FormatChoice::Seq2seq => data::Format::Seq2seq,
         }
     }
 }
@@ -301,6 +305,12 @@ pub struct EvalArgs {
     /// Frames.
     #[command(flatten)]
     pub frames: FrameArgs,
+    /// Languages.
+    #[command(flatten)]
+    pub languages: LanguageArgs,
+    /// Beams.
+    #[command(flatten)]
+    pub beams: BeamArgs,
     /// Longest answer, in tokens; 64 when not given, 256 for summary and story
     #[arg(long, value_name = "N", value_parser = at_least_one::<usize>)]
     pub max_new_tokens: Option<usize>,
@@ -339,6 +349,9 @@ pub struct ScoreArgs {
     /// Frames.
     #[command(flatten)]
     pub frames: FrameArgs,
+    /// Languages.
+    #[command(flatten)]
+    pub languages: LanguageArgs,
     /// Records in one batch; scores do not depend on it
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub batch_size: usize,
@@ -389,6 +402,12 @@ pub struct GenerateArgs {
     /// Seed of the sampling
     #[arg(long, value_name = "S", default_value_t = 42)]
     pub seed: u64,
+    /// Languages.
+    #[command(flatten)]
+    pub languages: LanguageArgs,
+    /// Beams.
+    #[command(flatten)]
+    pub beams: BeamArgs,
     /// Print {"text", "token_ids"}
     #[arg(long)]
     pub json: bool,
@@ -461,7 +480,7 @@ pub struct FramesArgs {
 const MAX_THREADS: usize = 1024;
 
 /// A count that makes no sense at 0.
-fn at_least_one<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
+pub(crate) fn at_least_one<T: FromStr + PartialOrd + From<u8>>(text: &str) -> Result<T, String> {
     match text.parse() {
         Ok(count) if count >= T::from(1) => Ok(count),
         _ => Err("expected a whole number of at least 1".to_owned()),
@@ -504,6 +523,9 @@ pub struct CheckArgs {
     /// Frames.
     #[command(flatten)]
     pub frames: FrameArgs,
+    /// Languages.
+    #[command(flatten)]
+    pub languages: LanguageArgs,
     /// Refuse records of more tokens than this (with --model)
     #[arg(long, value_name = "N", requires = "model")]
     pub max_length: Option<usize>,
@@ -536,6 +558,9 @@ pub struct PreviewArgs {
     /// Frames.
     #[command(flatten)]
     pub frames: FrameArgs,
+    /// Languages.
+    #[command(flatten)]
+    pub languages: LanguageArgs,
     /// Most tokens of a record
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
@@ -639,7 +664,7 @@ pub struct BenchGenerateArgs {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("from").args(["preset", "data"]).required(true))]
 pub struct InitArgs {
-    /// A recipe: lora, full or projector
+    /// A recipe: lora, full, projector or seq2seq
     #[arg(long, value_name = "NAME")]
     pub preset: Option<Preset>,
     /// A folder of videos with a captions file (CSV or JSON): writes a dataset and a plan that runs
@@ -671,6 +696,8 @@ pub enum Preset {
     Full,
     /// The projector alone.
     Projector,
+    /// All of a sequence-to-sequence model of text.
+    Seq2seq,
 }
 
 /// `vidtune doctor`.
@@ -729,6 +756,10 @@ mod tests {
             "vidtune bench decode --video v --num-frames 8 --json",
             "vidtune bench generate --config c.json --prompt-tokens 9 --new-tokens 9 --batch 2 --dtype bf16 --json",
             "vidtune init --preset lora",
+            "vidtune init --preset seq2seq",
+            "vidtune generate --model m --prompt x --src-lang eng_Latn --tgt-lang fra_Latn --num-beams 4 --length-penalty -1 --early-stopping never",
+            "vidtune eval --model m --data d.jsonl --format seq2seq --task qa --tgt-lang fra_Latn --num-beams 2",
+            "vidtune score --model m --data d.jsonl --src-lang eng_Latn",
             "vidtune init --data d",
             "vidtune doctor",
             "vidtune doctor --print-script",
@@ -751,6 +782,7 @@ mod tests {
             "vidtune data frames --video v --out d",
             "vidtune data frames --video v --num-frames 3 --size 3 --out d",
             "vidtune init",
+            "vidtune generate --model m --prompt x --length-penalty 2",
             "vidtune doctor --model m",
             "vidtune bench step --config c --dtype f64",
             "vidtune generate --model m --prompt x --device tpu",

@@ -8,6 +8,7 @@ mod demo;
 mod failure;
 mod model_args;
 mod output;
+mod text_args;
 
 use std::process::ExitCode;
 

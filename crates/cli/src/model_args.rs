@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use data::{Dataset, EncodeOptions, Processor};
 use hub::HubEnv;
+use infer::Beams;
 use models::{LoadOptions, Model};
 
 use crate::args::{Common, FrameArgs, SetArgs};
 use crate::console::{Console, bytes};
 use crate::failure::CliError;
+use crate::text_args::{BeamArgs, LanguageArgs};
 
 /// A model that is ready to be asked.
 pub struct Loaded {
@@ -53,7 +55,10 @@ pub fn load(spec: &str, adapter: Option<&Path>, common: &Common, console: &Conso
         adapter = Some(dir);
         dir = resolve(&base, console)?;
     }
-    let processor = Processor::load(&dir)?;
+    let mut processor = Processor::load(&dir)?;
+    if let Some(adapter) = &adapter {
+        processor = processor.with_languages_of(adapter)?;
+    }
     console.debug(&format!("loading `{}`", dir.display()));
     let options = LoadOptions { dtype: common.dtype.map(|choice| choice.dtype()) };
     let (mut model, report) = models::load(&dir, &options)?;
@@ -74,11 +79,66 @@ pub fn load(spec: &str, adapter: Option<&Path>, common: &Common, console: &Conso
 /// # Errors
 /// The file cannot be read, or holds a value that it cannot have.
 pub fn generation_rules(loaded: &Loaded, console: &Console) -> Result<infer::Rules> {
-    let (rules, notes) = infer::Rules::read(&loaded.processor.generation_config()?, "generation_config.json")?;
+    let config = loaded.processor.generation_config()?;
+    let place = "generation_config.json";
+    let (rules, notes) = match loaded.processor.is_seq2seq() {
+        // The first token is given to the decoder, and beams are the command line's.
+        true => infer::Rules::read_beside(&config, place, &["num_beams", "forced_bos_token_id"])?,
+        false => infer::Rules::read(&config, place)?,
+    };
     for note in &notes {
         console.warning(note);
     }
     Ok(rules)
+}
+
+/// The beams that the flags ask for, with the checkpoint's own length penalty and end of the search where they do not say.
+///
+/// # Errors
+/// A value out of range, or a model that beams are not built for.
+pub fn beams(args: &BeamArgs, loaded: &Loaded, console: &Console) -> Result<Option<Beams>> {
+    let config = loaded.processor.generation_config()?;
+    let Some(num_beams) = args.num_beams else {
+        if let Some(own) = config["num_beams"].as_u64().filter(|own| *own > 1 && loaded.processor.is_seq2seq()) {
+            console.info(&format!(
+                "`num_beams: {own}` of `generation_config.json` is not taken; pass `--num-beams {own}`"
+            ));
+        }
+        return Ok(None);
+    };
+    if !loaded.processor.is_seq2seq() {
+        let hint = "leave it out; the most likely token is taken at each step";
+        return Err(CliError::usage("`--num-beams` is built for sequence-to-sequence models only", hint).into());
+    }
+    let early_stopping = match (&args.early_stopping, &config["early_stopping"]) {
+        (Some(given), _) => given.parse()?,
+        (None, serde_json::Value::Bool(own)) => own.to_string().parse()?,
+        (None, serde_json::Value::String(own)) => own.parse()?,
+        (None, _) => infer::EarlyStopping::default(),
+    };
+    let length_penalty = args.length_penalty.or(config["length_penalty"].as_f64()).unwrap_or(1.0);
+    Ok(Some(Beams { num_beams, length_penalty, early_stopping }))
+}
+
+/// The options with the languages of the flags.
+pub fn with_languages(options: EncodeOptions, args: &LanguageArgs) -> EncodeOptions {
+    let LanguageArgs { src_lang, tgt_lang } = args.clone();
+    EncodeOptions { src_lang: src_lang.or(options.src_lang), tgt_lang: tgt_lang.or(options.tgt_lang), ..options }
+}
+
+/// Refuses languages for a model that has no use for them.
+///
+/// # Errors
+/// Bad usage.
+pub fn check_languages(processor: &Processor, args: &LanguageArgs) -> Result<()> {
+    let given = [("--src-lang", &args.src_lang), ("--tgt-lang", &args.tgt_lang)];
+    match given.iter().find(|(_, language)| language.is_some() && !processor.is_seq2seq()) {
+        Some((flag, _)) => {
+            let message = format!("`{flag}`: the model writes no targets from sources");
+            Err(CliError::usage(message, format!("leave `{flag}` out")).into())
+        }
+        None => Ok(()),
+    }
 }
 
 /// The base model that an adapter folder names.

@@ -64,10 +64,13 @@ pub struct Encoded {
     pub id: String,
     /// The record's position in its dataset.
     pub index: u64,
-    /// Token ids, placeholders expanded.
+    /// Token ids, placeholders expanded; of a sequence-to-sequence record those of its source.
     pub ids: Vec<u32>,
-    /// One label a token: the token itself where supervised, [`IGNORE`] elsewhere (not shifted).
+    /// One label a token: the token itself where supervised, [`IGNORE`] elsewhere (not shifted). Of a sequence-to-sequence
+    /// record, one a target token.
     pub labels: Vec<i32>,
+    /// Ids of a sequence-to-sequence record's target, or of as much of it as is given to a generation.
+    pub target: Option<Vec<u32>>,
     /// The rendered conversation, one placeholder a picture (not repeated).
     pub text: String,
     /// Byte ranges of `text` that are supervised, end-of-turn tokens included.
@@ -90,9 +93,10 @@ pub struct Encoded {
 }
 
 impl Encoded {
-    /// Supervised targets after the shift: labels at position 1 and later.
+    /// Supervised targets after the shift: labels at position 1 and later, or all of a target's.
     pub fn num_supervised(&self) -> usize {
-        self.labels.iter().skip(1).filter(|&&l| l != IGNORE).count()
+        let shift = usize::from(self.target.is_none());
+        self.labels.iter().skip(shift).filter(|&&l| l != IGNORE).count()
     }
 
     /// Patches of all its pictures: what a vision tower computes on.
@@ -102,14 +106,15 @@ impl Encoded {
 
     /// Tokens and patches.
     pub fn size(&self) -> RecordSize {
-        RecordSize { tokens: self.ids.len() as u32, patches: self.num_patches() as u32 }
+        let tokens = self.ids.len() + self.target.as_ref().map_or(0, Vec::len);
+        RecordSize { tokens: tokens as u32, patches: self.num_patches() as u32 }
     }
 }
 
 /// What a record takes of a batch's room.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RecordSize {
-    /// Input tokens, placeholders expanded.
+    /// Input tokens, placeholders expanded, and those of a target.
     pub tokens: u32,
     /// Patches of its pictures.
     pub patches: u32,
@@ -128,8 +133,9 @@ impl Prepared {
     /// Bytes of memory this record holds, for byte budgets.
     pub fn num_bytes(&self) -> usize {
         let Encoded { ids, image_rows, text, .. } = &self.encoded;
+        let num_target = self.encoded.target.as_ref().map_or(0, Vec::len);
         let bytes: usize = self.pictures.iter().map(|picture| picture.data.len()).sum();
-        ids.len() * 8 + image_rows.len() * 4 + text.len() + bytes + 256
+        (ids.len() + num_target) * 8 + image_rows.len() * 4 + text.len() + bytes + 256
     }
 
     /// Values of its pictures once they are normalised.
@@ -142,13 +148,24 @@ impl Prepared {
     }
 }
 
+/// Targets packed one after the other.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct TargetRows {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// Where targets start and end: `n + 1` cumulative lengths.
+    pub cu_seqlens: Vec<usize>,
+}
+
 /// Several records packed one after the other; plain host vectors.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Batch {
     /// Token ids `[t]`.
     pub ids: Vec<u32>,
-    /// Labels `[t]`; `labels[i]` belongs to `ids[i]` (the HF convention, not shifted).
+    /// Labels `[t]`; `labels[i]` belongs to `ids[i]` (the HF convention, not shifted), or to the i-th token of the targets.
     pub labels: Vec<i32>,
+    /// Targets of sequence-to-sequence records, one for each.
+    pub target: Option<TargetRows>,
     /// Positions `[t]`, starting at 0 in every record.
     pub positions: Vec<u32>,
     /// Where records start and end: `n + 1` cumulative lengths.
@@ -177,16 +194,24 @@ impl Batch {
 
     /// Bytes of memory this batch holds, for byte budgets.
     pub fn num_bytes(&self) -> usize {
-        self.ids.len() * 16 + self.pixels.len() * 4 + 256
+        self.num_rows() * 16 + self.pixels.len() * 4 + 256
     }
 
-    /// Number of input tokens; there is no padding.
+    /// Number of input tokens; there is no padding. Those of targets are not among them.
     pub fn num_tokens(&self) -> usize {
         self.ids.len()
     }
 
+    /// Number of tokens of inputs and targets.
+    pub fn num_rows(&self) -> usize {
+        self.ids.len() + self.target.as_ref().map_or(0, |target| target.ids.len())
+    }
+
     /// Supervised targets after the shift inside each record.
     pub fn num_supervised(&self) -> usize {
+        if self.target.is_some() {
+            return self.labels.iter().filter(|&&l| l != IGNORE).count();
+        }
         self.cu_seqlens
             .windows(2)
             .map(|w| self.labels[w[0]..w[1]].iter().skip(1).filter(|&&l| l != IGNORE).count())
@@ -197,7 +222,7 @@ impl Batch {
 /// Packs records one after the other.
 ///
 /// # Errors
-/// Pictures of different shapes, which one model input cannot hold.
+/// Pictures of different shapes, which one model input cannot hold; records with targets beside others without.
 pub fn collate(samples: &[Encoded]) -> Result<Batch, DataError> {
     let mut batch = Batch { cu_seqlens: vec![0], ..Batch::default() };
     for sample in samples {
@@ -238,6 +263,14 @@ impl Batch {
                 });
             }
             self.pixel_shape.clone_from(&s.pixel_shape);
+        }
+        if s.target.is_some() != self.target.is_some() && !self.sample_ids.is_empty() {
+            return Err(DataError::Fault { what: format!("record `{}` has a target and others have none", s.id) });
+        }
+        if let Some(target) = &s.target {
+            let rows = self.target.get_or_insert_with(|| TargetRows { ids: Vec::new(), cu_seqlens: vec![0] });
+            rows.ids.extend_from_slice(target);
+            rows.cu_seqlens.push(rows.ids.len());
         }
         self.ids.extend_from_slice(&s.ids);
         self.labels.extend_from_slice(&s.labels);

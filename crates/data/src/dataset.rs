@@ -135,7 +135,7 @@ fn detect(path: &Path, index: &JsonIndex) -> Result<Format, DataError> {
     }
     let what = match seen {
         Some(keys) => format!(
-            "the format cannot be told: expected records with `conversations`, `messages` or `conversation`, found `{keys}`"
+            "the format cannot be told: expected records with `conversations`, `messages` or `conversation`, or with `question` and `caption`, found `{keys}`"
         ),
         None => "the format cannot be told: none of the first records is a readable object".to_owned(),
     };

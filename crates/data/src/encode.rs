@@ -33,6 +33,9 @@ impl Processor {
     /// # Errors
     /// As [`Processor::encode`].
     pub fn measure(&self, sample: &Sample, options: &EncodeOptions) -> Result<RecordSize, DataError> {
+        if let Some(pair) = &self.pair {
+            return pair.measure(&self.tokenizer, sample, options);
+        }
         let (_, text) = self.plan(sample, options)?;
         let length = text.len();
         if let Some(limit) = options.max_length.filter(|&limit| length > limit) {
@@ -67,6 +70,10 @@ impl Processor {
 
     /// As [`Processor::encode`], with the pictures still in bytes.
     pub(crate) fn prepare(&self, sample: &Sample, options: &EncodeOptions) -> Result<Prepared, DataError> {
+        if let Some(pair) = &self.pair {
+            let encoded = pair.encode(&self.tokenizer, sample, options)?;
+            return Ok(Prepared { encoded, pictures: Vec::new() });
+        }
         let (mut clips, text) = self.plan(sample, options)?;
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
         let mut pictures = Vec::new();

@@ -25,10 +25,11 @@ mod plan;
 mod processor;
 mod record;
 mod template;
+mod text_pair;
 mod tokenizer;
 mod vision;
 
-pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, Visual, VisualKind, collate};
+pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, TargetRows, Visual, VisualKind, collate};
 pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};

@@ -36,6 +36,10 @@ pub struct EncodeOptions {
     pub max_length: Option<usize>,
     /// What happens above `max_length`.
     pub on_long: OnLong,
+    /// Language of sources, where the record does not name it; `None` for the checkpoint's own.
+    pub src_lang: Option<String>,
+    /// Language of targets, likewise.
+    pub tgt_lang: Option<String>,
     /// Ends the text where the assistant would begin, for generation; then nothing is supervised.
     pub add_generation_prompt: bool,
     /// Bounds on media files.

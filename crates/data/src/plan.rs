@@ -52,7 +52,7 @@ pub const FIELDS: &[PlanField] = &[
     field("train[].path", "path", "null", "A `.json` or `.jsonl` file. Required."),
     field(
         "train[].format",
-        "auto | conversation | llava | messages",
+        "auto | conversation | llava | messages | seq2seq",
         "\"auto\"",
         "Shape of the records; `auto` tells it from the first records.",
     ),
@@ -74,7 +74,24 @@ pub const FIELDS: &[PlanField] = &[
         "false",
         "Under `frame_rule: segments`: another frame of each segment in every epoch of training.",
     ),
-    field("max_length", "count", "null", "Most tokens of a record, pictures included."),
+    field(
+        "max_length",
+        "count",
+        "null",
+        "Most tokens of a record, pictures included; of source and target each for sequence-to-sequence models.",
+    ),
+    field(
+        "src_lang",
+        "text",
+        "null",
+        "Sequence-to-sequence models: language of the questions, where the record does not say; the checkpoint's own otherwise.",
+    ),
+    field(
+        "tgt_lang",
+        "text",
+        "null",
+        "Sequence-to-sequence models: language of the answers, where the record does not say; the checkpoint's own otherwise, else the question's.",
+    ),
     field(
         "on_long",
         "fewer_frames | refuse",
@@ -265,6 +282,10 @@ pub struct DataPlan {
     pub frame_jitter: bool,
     /// Most tokens of a record.
     pub max_length: Option<usize>,
+    /// Language of questions.
+    pub src_lang: Option<String>,
+    /// Language of answers.
+    pub tgt_lang: Option<String>,
     /// What happens above `max_length`.
     pub on_long: OnLong,
     /// Records stand without padding.
@@ -311,6 +332,8 @@ impl Default for DataPlan {
             frame_rule: None,
             frame_jitter: false,
             max_length: None,
+            src_lang: None,
+            tgt_lang: None,
             on_long: OnLong::default(),
             packing: true,
             pack_tokens: None,
@@ -480,6 +503,8 @@ impl DataPlan {
             jitter: None,
             max_length: self.max_length,
             on_long: self.on_long,
+            src_lang: self.src_lang.clone(),
+            tgt_lang: self.tgt_lang.clone(),
             add_generation_prompt: false,
             limits,
             cache_dir: self.cache_dir.clone(),

@@ -13,6 +13,7 @@ use crate::cache::FrameCache;
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
 use crate::template::{ChatTemplate, ContentShape, builtin};
+use crate::text_pair::TextPair;
 use crate::tokenizer::{Tokenizer, read_optional};
 use crate::vision::{Files, ImageBackend, Vision};
 
@@ -58,6 +59,8 @@ pub struct Processor {
     /// What is made of pictures and clips, where the checkpoint takes them.
     pub(crate) vision: Option<Vision>,
     pub(crate) video: VideoDefaults,
+    /// Languages and ends of a sequence-to-sequence checkpoint.
+    pub(crate) pair: Option<TextPair>,
     pub(crate) cache: Option<Arc<FrameCache>>,
     now: i64,
 }
@@ -79,7 +82,9 @@ impl Processor {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
         let (template, media_only_user) =
             find_template(dir, &processor, &tokenizer, image_token(vision.as_ref()), now)?;
-        Ok(Self { dir: dir.to_path_buf(), tokenizer, template, media_only_user, vision, video, cache: None, now })
+        let pair = TextPair::load(dir, &config, &tokenizer)?;
+        let dir = dir.to_path_buf();
+        Ok(Self { dir, tokenizer, template, media_only_user, vision, video, pair, cache: None, now })
     }
 
     /// Uses another chat template than the checkpoint's.
@@ -110,6 +115,20 @@ impl Processor {
     pub fn with_frame_cache(mut self, cache: Option<Arc<FrameCache>>) -> Self {
         self.cache = cache;
         self
+    }
+
+    /// Takes the languages that the tokenizer's files in another folder name, such as that of an adapter.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn with_languages_of(mut self, dir: &Path) -> Result<Self, DataError> {
+        self.pair = self.pair.map(|pair| pair.with_languages_of(dir)).transpose()?;
+        Ok(self)
+    }
+
+    /// Whether the checkpoint writes targets from sources.
+    pub fn is_seq2seq(&self) -> bool {
+        self.pair.is_some()
     }
 
     /// The text of token ids.
@@ -181,6 +200,31 @@ impl Processor {
     /// The checkpoint folder.
     pub fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// Writes the languages of a run into the files that [`Processor::save_to`] has written, as the checkpoint's own from now
+    /// on: the tokenizer's, and the first token of targets where the generation settings are there.
+    ///
+    /// # Errors
+    /// A language that the tokenizer does not know; a file that cannot be read or written.
+    pub fn save_languages(&self, dir: &Path, src_lang: Option<&str>, tgt_lang: Option<&str>) -> Result<(), DataError> {
+        let Some(pair) = &self.pair else { return Ok(()) };
+        let set = |file: &str, entries: &[(&str, Value)]| -> Result<(), DataError> {
+            let path = dir.join(file);
+            let mut config = read_optional(&path)?;
+            let Some(object) = config.as_object_mut().filter(|_| !entries.is_empty()) else { return Ok(()) };
+            object.extend(entries.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+            let text = format!("{config:#}\n");
+            hub::atomic_write(&path, text.as_bytes())
+                .map_err(|e| DataError::io(&path, std::io::Error::other(e.to_string())))
+        };
+        let named = [("src_lang", src_lang), ("tgt_lang", tgt_lang)];
+        let languages: Vec<(&str, Value)> =
+            named.into_iter().filter_map(|(name, language)| Some((name, Value::from(language?)))).collect();
+        set("tokenizer_config.json", &languages)?;
+        let forced = tgt_lang.map(|language| pair.language(&self.tokenizer, language)).transpose()?;
+        let forced: Vec<(&str, Value)> = forced.into_iter().map(|id| ("forced_bos_token_id", id.into())).collect();
+        set("generation_config.json", &forced)
     }
 
     /// Copies the tokenizer, processor and template files into `dir`, unchanged.

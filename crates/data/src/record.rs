@@ -31,6 +31,8 @@ pub enum Format {
     /// `{"messages": [{"role", "content": text or parts}]}`, the OpenAI shape.
     #[serde(alias = "openai")]
     Messages,
+    /// `{"video", "question", "caption"}`, the video as a reference only; `src_lang` and `tgt_lang` where they are needed.
+    Seq2seq,
 }
 
 impl Format {
@@ -41,6 +43,7 @@ impl Format {
             Self::Conversation => "conversation",
             Self::Llava => "llava",
             Self::Messages => "messages",
+            Self::Seq2seq => "seq2seq",
         }
     }
 }
@@ -174,12 +177,23 @@ pub struct Sample {
     pub format: Format,
     /// File and line, for messages.
     pub origin: Origin,
+    /// Language of the question, where the record names it; sequence-to-sequence models tag their sources with it.
+    pub src_lang: Option<String>,
+    /// Language of the answer, likewise.
+    pub tgt_lang: Option<String>,
 }
 
 impl Sample {
     /// A record made in memory, as by `generate` and the server.
     pub fn new(id: impl Into<String>, conversation: Vec<Turn>) -> Self {
-        Self { id: id.into(), conversation, format: Format::Messages, origin: Origin::default() }
+        Self {
+            id: id.into(),
+            conversation,
+            format: Format::Messages,
+            origin: Origin::default(),
+            src_lang: None,
+            tgt_lang: None,
+        }
     }
 
     /// All media references in the order in which they stand.

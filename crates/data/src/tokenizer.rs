@@ -129,6 +129,31 @@ impl Tokenizer {
         Ok(pieces.map(|(&id, &(start, end))| Piece { id, bytes: start..end }).collect())
     }
 
+    /// The ids of a text without any token that a post-processor would add.
+    pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, DataError> {
+        let encoding = self.inner.encode(text, false).map_err(|e| DataError::Template {
+            origin: "tokenizer".into(),
+            what: format!("the text cannot be tokenised: {e}"),
+            hint: "check `tokenizer.json`".into(),
+        })?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// Added tokens that look like languages, `eng_Latn` or `__en__`, in the order of their ids.
+    pub fn languages(&self) -> Vec<String> {
+        let is_script = |text: &str| text.len() == 4 && text.starts_with(|c: char| c.is_ascii_uppercase());
+        let is_language = |text: &str| match text.strip_prefix("__").and_then(|rest| rest.strip_suffix("__")) {
+            Some(name) => !name.is_empty(),
+            None => text.split_once('_').is_some_and(|(name, script)| name.len() == 3 && is_script(script)),
+        };
+        let mut found: Vec<(u32, &str)> = (self.inner.get_added_vocabulary().get_added_tokens_decoder().iter())
+            .filter(|(_, token)| is_language(&token.content))
+            .map(|(id, token)| (*id, token.content.as_str()))
+            .collect();
+        found.sort_unstable();
+        found.into_iter().map(|(_, name)| name.trim_matches('_').to_owned()).collect()
+    }
+
     /// The text of ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, DataError> {
         self.inner.decode(ids, skip_special).map_err(|e| DataError::Template {

@@ -66,7 +66,7 @@ pub fn bench_generate(model: &Model, options: &GenerateBench) -> Result<Generate
     at_least("prompt-tokens", 1, prompt_tokens)?;
     at_least("new-tokens", 2, new_tokens)?;
     at_least("batch", 1, batch)?;
-    let vocabulary = model.config().text.vocab_size as u32;
+    let vocabulary = model.config().vocab_size() as u32;
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let input = ModelInput {
         ids: (0..prompt_tokens * batch).map(|_| rng.random_range(0..vocabulary)).collect(),

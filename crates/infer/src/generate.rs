@@ -1,5 +1,6 @@
 //! Continuing prompts: one packed prefill, then one token a sequence and step until its end token or the limit.
 
+use crate::beams::{self, Beams};
 use crate::error::Result;
 use crate::rules::Rules;
 use crate::sample::{Sampler, Sampling};
@@ -16,6 +17,27 @@ pub struct GenerateOptions {
     pub eos_ids: Vec<u32>,
     /// Rules of the checkpoint that change logits before a token is chosen.
     pub rules: Rules,
+    /// How beams are searched; none takes the best token, or draws one, at a time.
+    pub beams: Option<Beams>,
+}
+
+/// What stands before the first token that is chosen.
+pub(crate) struct Begin {
+    /// The tokens that rules look back on: the prompt, or what the decoder starts with.
+    pub sequence: Vec<u32>,
+    /// Tokens of the continuation that are given; they are part of it.
+    pub given: Vec<u32>,
+}
+
+/// The beginning of each sequence of a packed prompt.
+pub(crate) fn begins(model: &Model, prompt: &ModelInput) -> Vec<Begin> {
+    let start = model.config().seq2seq().map(|config| config.decoder_start_token_id);
+    let each = |(i, bounds): (usize, &[usize])| {
+        let given = prompt.target.as_ref().map(|target| &target.ids[target.cu_seqlens[i]..target.cu_seqlens[i + 1]]);
+        let sequence = start.map_or_else(|| prompt.ids[bounds[0]..bounds[1]].to_vec(), |start| vec![start]);
+        Begin { sequence, given: given.unwrap_or_default().to_vec() }
+    };
+    prompt.cu_seqlens.windows(2).enumerate().map(each).collect()
 }
 
 /// Continues every sequence of a packed prompt; `on_token(sequence, id)` hears of each token as it is chosen.
@@ -26,9 +48,19 @@ pub fn generate_with(
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Vec<Vec<u32>>> {
     options.sampling.check()?;
+    if let Some(beams) = options.beams.as_ref().filter(|beams| beams.num_beams > 1) {
+        let done = beams::search(model, prompt, options, beams)?;
+        done.iter().enumerate().for_each(|(s, tokens)| tokens.iter().for_each(|id| on_token(s, *id)));
+        return Ok(done);
+    }
     let batch = prompt.cu_seqlens.len() - 1;
-    let mut done: Vec<Vec<u32>> = vec![Vec::new(); batch];
-    if options.max_new_tokens == 0 {
+    let begins = begins(model, prompt);
+    let mut done: Vec<Vec<u32>> = begins.iter().map(|begin| begin.given.clone()).collect();
+    for (s, given) in done.iter_mut().enumerate() {
+        given.truncate(options.max_new_tokens);
+        given.iter().for_each(|id| on_token(s, *id));
+    }
+    if done.iter().any(|given| given.len() == options.max_new_tokens) {
         return Ok(done);
     }
     let mut samplers: Vec<Sampler> = (0..batch).map(|i| Sampler::new(&options.sampling, i as u64)).collect();
@@ -43,8 +75,8 @@ pub fn generate_with(
                 samplers[s].next(row)
             } else {
                 let mut row = row.to_vec();
-                let sequence = &prompt.ids[prompt.cu_seqlens[s]..prompt.cu_seqlens[s + 1]];
-                options.rules.apply(sequence, &done[s], &options.eos_ids, &mut row);
+                let Begin { sequence, given } = &begins[s];
+                options.rules.apply(sequence, &done[s], given.len(), &options.eos_ids, &mut row);
                 samplers[s].next(&row)
             };
             done[s].push(id);

@@ -2,7 +2,7 @@
 
 use crate::error::Result;
 use data::{Batch, Encoded, VisualKind, collate};
-use models::{ModelInput, Visual};
+use models::{ModelInput, TargetInput, Visual};
 use tensor::Tensor;
 
 /// Moves a packed batch to where the model computes.
@@ -25,6 +25,10 @@ pub fn upload_with_states(batch: &Batch, tower_states: Option<Tensor>) -> ModelI
         tower_states,
         image_rows: batch.image_rows.clone(),
         visuals: batch.visuals.iter().map(visual).collect(),
+        target: batch
+            .target
+            .as_ref()
+            .map(|target| TargetInput { ids: target.ids.clone(), cu_seqlens: target.cu_seqlens.as_slice().into() }),
     }
 }
 

@@ -1,6 +1,7 @@
-//! Answering and judging: generation with a key/value cache, sampling, scoring, metrics, evaluation tasks. Owns no
+//! Answering and judging: generation with a key/value cache, sampling, beams, scoring, metrics, evaluation tasks. Owns no
 //! training and no decoding of media.
 
+pub mod beams;
 pub mod bench;
 pub mod error;
 pub mod generate;
@@ -11,6 +12,7 @@ pub mod sample;
 pub mod score;
 pub mod tasks;
 
+pub use beams::{Beams, EarlyStopping};
 pub use bench::{GenerateBench, GenerateBenchResult, bench_generate};
 pub use error::{InferError, Result};
 pub use generate::{GenerateOptions, generate, generate_with};

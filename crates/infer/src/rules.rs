@@ -51,6 +51,14 @@ impl Rules {
     /// # Errors
     /// A value has a type or a range that it cannot have.
     pub fn read(config: &Value, place: &str) -> Result<(Rules, Vec<String>)> {
+        Rules::read_beside(config, place, &[])
+    }
+
+    /// As [`Rules::read`] where others carry out some of the settings.
+    ///
+    /// # Errors
+    /// As [`Rules::read`].
+    pub fn read_beside(config: &Value, place: &str, others: &[&str]) -> Result<(Rules, Vec<String>)> {
         let bad = |name: &'static str, expected: &'static str| InferError::Option {
             option: name,
             expected,
@@ -100,7 +108,7 @@ impl Rules {
         };
         let notes = NOT_CARRIED_OUT
             .iter()
-            .filter(|(name, neutral)| acts(&config[*name], *neutral))
+            .filter(|(name, neutral)| !others.contains(name) && acts(&config[*name], *neutral))
             .map(|(name, _)| format!("`{name}: {}` in `{place}` is not carried out", config[*name]))
             .collect();
         Ok((rules, notes))
@@ -111,8 +119,8 @@ impl Rules {
         *self == Rules::default()
     }
 
-    /// Changes the logits that follow `prompt` and the `done` tokens generated after it.
-    pub fn apply(&self, prompt: &[u32], done: &[u32], eos_ids: &[u32], logits: &mut [f32]) {
+    /// Changes the logits that follow `prompt` and the `done` tokens generated after it, of which the first `given` were given.
+    pub fn apply(&self, prompt: &[u32], done: &[u32], given: usize, eos_ids: &[u32], logits: &mut [f32]) {
         let sequence: Vec<u32> = prompt.iter().chain(done).copied().collect();
         if let Some(penalty) = self.repetition_penalty {
             let mut seen = sequence.clone();
@@ -146,7 +154,7 @@ impl Rules {
             eos_ids.iter().for_each(|&id| ban(id));
         }
         self.suppress_tokens.iter().for_each(|&id| ban(id));
-        if done.is_empty() {
+        if done.len() == given {
             self.begin_suppress_tokens.iter().for_each(|&id| ban(id));
         }
     }

@@ -2,26 +2,78 @@
 
 use crate::decoder::{OwnedPositions, Positions};
 use crate::error::{ModelError, Result};
-use crate::model::{Model, ModelInput};
+use crate::model::{Causal, Model, ModelInput, Network};
 use crate::weights::{NamedParam, Part};
 use std::cell::RefCell;
 use std::sync::Arc;
 use tensor::{CachedRows, DType, RowBuffer, Tape, Tensor, Var, attention_cached};
 
+/// Keys and values of one sequence in one layer.
+pub(crate) type KeyValues = (RowBuffer, RowBuffer);
+
 /// Keys and values of every layer and sequence.
 pub struct KvCache {
-    layers: Vec<RefCell<Vec<(RowBuffer, RowBuffer)>>>,
-    lengths: Vec<usize>,
+    pub(crate) layers: Vec<RefCell<Vec<KeyValues>>>,
+    pub(crate) lengths: Vec<usize>,
     /// Position of each sequence's next token, which is not its length where pictures have positions of their own.
     next: Vec<u32>,
     /// Embedded tokens of each sequence that may still outgrow the switch of LongRoPE: all of its keys and values change there.
     embedded: Vec<Option<RowBuffer>>,
+    /// Those of the sources that sequences are written from, where the model has them.
+    pub(crate) source: Option<Source>,
+}
+
+/// Keys and values of encoded sources, which several sequences may read.
+pub(crate) struct Source {
+    pub(crate) layers: Vec<Vec<KeyValues>>,
+    /// The source of each sequence.
+    pub(crate) of: Vec<usize>,
 }
 
 impl KvCache {
+    /// An empty cache of `layers` layers, whose sequences hold nothing.
+    pub(crate) fn empty(layers: usize, batch: usize, rows: impl Fn() -> RowBuffer) -> KvCache {
+        let layer = || RefCell::new((0..batch).map(|_| (rows(), rows())).collect());
+        KvCache {
+            layers: (0..layers).map(|_| layer()).collect(),
+            lengths: vec![0; batch],
+            next: vec![0; batch],
+            embedded: (0..batch).map(|_| None).collect(),
+            source: None,
+        }
+    }
+
     /// Tokens held for each sequence.
     pub fn lengths(&self) -> &[usize] {
         &self.lengths
+    }
+
+    /// Goes on with other sequences: the i-th is from now on a copy of what number `parents[i]` was.
+    pub fn reorder(&mut self, parents: &[usize]) -> Result<()> {
+        if let Some(parent) = parents.iter().find(|parent| **parent >= self.lengths.len()) {
+            let message = format!("sequence {parent} of {} is not in the cache", self.lengths.len());
+            return Err(ModelError::Input(message));
+        }
+        let last_use = |i: usize| !parents[i + 1..].contains(&parents[i]);
+        for layer in &self.layers {
+            let mut layer = layer.borrow_mut();
+            let mut old: Vec<Option<KeyValues>> = std::mem::take(&mut *layer).into_iter().map(Some).collect();
+            for (i, &parent) in parents.iter().enumerate() {
+                let rows = match &old[parent] {
+                    Some((keys, values)) if !last_use(i) => Some((keys.copied()?, values.copied()?)),
+                    _ => old[parent].take(),
+                };
+                layer.extend(rows);
+            }
+        }
+        self.lengths = parents.iter().map(|&parent| self.lengths[parent]).collect();
+        self.next = parents.iter().map(|&parent| self.next[parent]).collect();
+        let copies = parents.iter().map(|&parent| self.embedded[parent].as_ref().map(RowBuffer::copied).transpose());
+        self.embedded = copies.collect::<tensor::Result<_>>()?;
+        if let Some(source) = &mut self.source {
+            source.of = parents.iter().map(|&parent| source.of[parent]).collect();
+        }
+        Ok(())
     }
 }
 
@@ -29,28 +81,33 @@ impl Model {
     /// Bytes of the weights that a decoding step reads: every block, the final norm and the head. Of an embedding table
     /// that is not the head a step reads single rows, which do not count.
     pub fn bytes_per_step(&self) -> u64 {
-        let table = self.decoder.embed_tokens.name();
-        let counts = |p: &&NamedParam| p.part == Part::Llm && (self.decoder.is_tied() || p.param.name() != table);
+        let counts = |p: &&NamedParam| match &self.network {
+            Network::Causal(network) => {
+                let decoder = &network.decoder;
+                p.part == Part::Llm && (decoder.is_tied() || p.param.name() != decoder.embed_tokens.name())
+            }
+            Network::Seq2Seq(network) => network.is_read_by_step(p),
+        };
         self.params().iter().filter(counts).map(|p| p.param.value().num_bytes() as u64).sum()
     }
 
     /// An empty cache for `batch` sequences.
     pub fn new_cache(&self, batch: usize) -> KvCache {
-        let config = &self.decoder.config;
+        let decoder = match &self.network {
+            Network::Causal(network) => &network.decoder,
+            Network::Seq2Seq(network) => return network.new_cache(batch),
+        };
+        let config = &decoder.config;
         let width = config.num_kv_heads * config.head_dim;
-        let rows = || RowBuffer::new(width, self.decoder.compute);
-        let layer = || RefCell::new((0..batch).map(|_| (rows(), rows())).collect());
+        let mut cache = KvCache::empty(decoder.layers.len(), batch, || RowBuffer::new(width, decoder.compute));
         let embedded = || config.rope.switch().map(|_| RowBuffer::new(config.hidden_size, DType::F32));
-        KvCache {
-            layers: self.decoder.layers.iter().map(|_| layer()).collect(),
-            lengths: vec![0; batch],
-            next: vec![0; batch],
-            embedded: (0..batch).map(|_| embedded()).collect(),
-        }
+        cache.embedded = (0..batch).map(|_| embedded()).collect();
+        cache
     }
 
     /// Runs packed prompts, one for each sequence of an empty cache; returns the logits after each prompt's last token,
-    /// `[batch, vocab]`.
+    /// `[batch, vocab]`. A sequence-to-sequence model takes its sources as prompts, and the beginnings of their targets, which
+    /// stand behind the start token.
     pub fn prefill(&self, input: &ModelInput, cache: &mut KvCache) -> Result<Tensor> {
         let batch = cache.lengths.len();
         if input.cu_seqlens.len() != batch + 1 || cache.lengths.iter().any(|&l| l != 0) {
@@ -60,12 +117,48 @@ impl Model {
                 cache.lengths
             )));
         }
+        let network = match &self.network {
+            Network::Causal(network) => network,
+            Network::Seq2Seq(network) => return network.prefill(input, cache),
+        };
         let t = Tape::inference();
-        let x = self.embed(&t, input, false)?;
+        let x = network.embed(&t, input, false)?;
         let sequences: Vec<usize> = (0..batch).collect();
-        self.fill(&t, x, &self.positions(input)?, &input.cu_seqlens, &sequences, cache)
+        network.fill(&t, x, &network.positions(input)?, &input.cu_seqlens, &sequences, cache)
     }
 
+    /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
+    /// order of `tokens` (pairs of sequence index and token id).
+    pub fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
+        if let Some((s, _)) = tokens.iter().find(|(s, _)| cache.lengths.get(*s).is_none_or(|&l| l == 0)) {
+            return Err(ModelError::Input(format!("sequence {s} has no prompt in the cache")));
+        }
+        let network = match &self.network {
+            Network::Causal(network) => network,
+            Network::Seq2Seq(network) => return network.decode_step(tokens, cache),
+        };
+        let grows = |s: usize| network.decoder.config.rope.switch() == Some(cache.lengths[s]);
+        if !tokens.iter().any(|&(s, _)| grows(s)) {
+            return network.append(tokens, cache);
+        }
+        // Those that outgrow the switch with this token start again, each by itself; the others go on as ever.
+        let (outgrown, others): (Vec<usize>, Vec<usize>) = (0..tokens.len()).partition(|&i| grows(tokens[i].0));
+        let vocab = network.decoder.config.vocab_size;
+        let mut logits = vec![0.0; tokens.len() * vocab];
+        let mut put = |i: usize, row: &[f32]| logits[i * vocab..(i + 1) * vocab].copy_from_slice(row);
+        if !others.is_empty() {
+            let tokens: Vec<(usize, u32)> = others.iter().map(|&i| tokens[i]).collect();
+            let rows = network.append(&tokens, cache)?.to_vec_f32()?;
+            others.iter().zip(rows.chunks_exact(vocab)).for_each(|(&i, row)| put(i, row));
+        }
+        for i in outgrown {
+            put(i, &network.start_again(tokens[i].0, tokens[i].1, cache)?.to_vec_f32()?);
+        }
+        Ok(Tensor::from_f32(&logits, &[tokens.len(), vocab])?)
+    }
+}
+
+impl Causal {
     /// Runs whole embedded sequences into their empty caches; returns the logits after the last token of each.
     fn fill(
         &self,
@@ -113,32 +206,6 @@ impl Model {
         }
         embedded.append(&x.value().rows(rows.start, rows.end)?)?;
         Ok(())
-    }
-
-    /// Appends one token to each of the named sequences; returns the logits that follow, `[tokens, vocab]`, in the
-    /// order of `tokens` (pairs of sequence index and token id).
-    pub fn decode_step(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
-        if let Some((s, _)) = tokens.iter().find(|(s, _)| cache.lengths.get(*s).is_none_or(|&l| l == 0)) {
-            return Err(ModelError::Input(format!("sequence {s} has no prompt in the cache")));
-        }
-        let grows = |s: usize| self.decoder.config.rope.switch() == Some(cache.lengths[s]);
-        if !tokens.iter().any(|&(s, _)| grows(s)) {
-            return self.append(tokens, cache);
-        }
-        // Those that outgrow the switch with this token start again, each by itself; the others go on as ever.
-        let (outgrown, others): (Vec<usize>, Vec<usize>) = (0..tokens.len()).partition(|&i| grows(tokens[i].0));
-        let vocab = self.decoder.config.vocab_size;
-        let mut logits = vec![0.0; tokens.len() * vocab];
-        let mut put = |i: usize, row: &[f32]| logits[i * vocab..(i + 1) * vocab].copy_from_slice(row);
-        if !others.is_empty() {
-            let tokens: Vec<(usize, u32)> = others.iter().map(|&i| tokens[i]).collect();
-            let rows = self.append(&tokens, cache)?.to_vec_f32()?;
-            others.iter().zip(rows.chunks_exact(vocab)).for_each(|(&i, row)| put(i, row));
-        }
-        for i in outgrown {
-            put(i, &self.start_again(tokens[i].0, tokens[i].1, cache)?.to_vec_f32()?);
-        }
-        Ok(Tensor::from_f32(&logits, &[tokens.len(), vocab])?)
     }
 
     /// Appends a token and runs the whole sequence again.

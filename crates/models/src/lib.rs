@@ -1,5 +1,5 @@
-//! Model families: configurations, towers, decoders and the models that join them; loading, adapters, saving and
-//! incremental decoding. Owns no data pipeline and no optimizer.
+//! Model families: configurations, towers, decoders, encoder-decoders and the models that join them; loading, adapters, saving
+//! and incremental decoding. Owns no data pipeline and no optimizer.
 
 pub mod config;
 pub mod decoder;
@@ -11,12 +11,15 @@ pub mod model;
 mod mrope;
 pub mod names;
 pub mod save;
+pub mod seq2seq;
 pub mod vision;
 pub mod weights;
 
-pub use config::{FAMILIES, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
+pub use config::{CausalConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};
-pub use model::{IGNORE, LoadOptions, LossWeights, Model, ModelInput, Visual, load, random, shift_targets};
+pub use model::{
+    IGNORE, LoadOptions, LossWeights, Model, ModelInput, TargetInput, Visual, load, random, shift_targets,
+};
 pub use weights::{LoadReport, NamedParam, Part};

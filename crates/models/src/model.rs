@@ -1,20 +1,21 @@
-//! A whole model: an optional vision tower and projector in front of a decoder, built from a checkpoint or at random.
-//! Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their own.
+//! A whole model: an optional vision tower and projector in front of a decoder, or an encoder-decoder, built from a
+//! checkpoint or at random. Owns the way from token ids and pixels to logits or loss. Adapters and saving have files of their
+//! own, and so has the encoder-decoder.
 //!
-//! Source: `LlavaForConditionalGeneration`, `Qwen2VLForConditionalGeneration`, `Qwen2_5_VLForConditionalGeneration` and the
-//! `ForCausalLM` classes of the decoders of `transformers`.
+//! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
 
-use crate::config::ModelConfig;
+use crate::config::{CausalConfig, FamilyConfig, ModelConfig};
 use crate::decoder::{Decoder, OwnedPositions};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
 use crate::names::TEXT_PREFIX;
-use crate::vision::{self, VisionSide};
+use crate::seq2seq::Seq2Seq;
+use crate::vision::VisionSide;
 use crate::weights::{Builder, LoadReport, NamedParam};
 use std::path::Path;
 use std::sync::Arc;
-use tensor::{DType, LossOutput, Tape, Tensor, Var};
+use tensor::{DType, LinearWeights, LossOutput, Param, Tape, Tensor, Var};
 
 /// Target of a token that is not supervised.
 pub const IGNORE: i32 = -100;
@@ -35,7 +36,7 @@ pub struct Visual {
 /// One packed batch on its way into a model.
 #[derive(Debug, Clone, Default)]
 pub struct ModelInput {
-    /// Token ids of all samples, one after the other.
+    /// Token ids of all samples, one after the other; for sequence-to-sequence models those of the sources.
     pub ids: Vec<u32>,
     /// Position of each token within its sample.
     pub positions: Vec<u32>,
@@ -49,6 +50,17 @@ pub struct ModelInput {
     pub image_rows: Vec<u32>,
     /// The images and clips, in the order of the text; families of one picture size do not look at them.
     pub visuals: Vec<Visual>,
+    /// What a sequence-to-sequence model writes; none for decoders.
+    pub target: Option<TargetInput>,
+}
+
+/// The targets of a sequence-to-sequence batch, or their beginnings where the model is to go on with them.
+#[derive(Debug, Clone)]
+pub struct TargetInput {
+    /// Token ids of all targets, one after the other, without the start token.
+    pub ids: Vec<u32>,
+    /// Boundaries of the targets, one for each source.
+    pub cu_seqlens: Arc<[usize]>,
 }
 
 /// The weight of each token's negative log-likelihood in the loss.
@@ -56,7 +68,7 @@ pub struct ModelInput {
 pub enum LossWeights {
     /// The same for all: one over the supervised tokens of the global batch.
     Uniform(f32),
-    /// One for each token, indexed like the ids: the weight of predicting that token.
+    /// One for each token, indexed like the labels: the weight of predicting that token.
     PerToken(Vec<f32>),
 }
 
@@ -68,11 +80,22 @@ pub struct LoadOptions {
     pub dtype: Option<DType>,
 }
 
+/// A decoder, with a vision side where the family has one.
+pub struct Causal {
+    pub(crate) vision: Option<VisionSide>,
+    pub(crate) decoder: Decoder,
+}
+
+/// The two shapes that models have.
+pub(crate) enum Network {
+    Causal(Box<Causal>),
+    Seq2Seq(Box<Seq2Seq>),
+}
+
 /// A model ready to run.
 pub struct Model {
     pub(crate) config: ModelConfig,
-    pub(crate) vision: Option<VisionSide>,
-    pub(crate) decoder: Decoder,
+    pub(crate) network: Network,
     pub(crate) params: Vec<NamedParam>,
     /// Modules that the checkpoint lawfully lacks.
     pub(crate) absent: Vec<String>,
@@ -83,25 +106,32 @@ pub struct Model {
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
     let config = ModelConfig::load(dir)?;
     let checkpoint = hub::Checkpoint::open(dir)?;
-    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.vision.is_none())?;
-    let (vision, decoder) = build(&mut builder, &config)?;
+    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.vision().is_none())?;
+    let network = build(&mut builder, &config)?;
     let (params, report) = builder.finish()?;
     let absent = report.absent_unreached.clone();
-    Ok((Model { config, vision, decoder, params, absent, adapter: None }, report))
+    Ok((Model { config, network, params, absent, adapter: None }, report))
 }
 
 /// Builds a model with random weights stored in `dtype`: normal with deviation 0.02, norms one, biases zero.
 pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
     let mut builder = Builder::random(seed, dtype);
-    let (vision, decoder) = build(&mut builder, &config)?;
+    let network = build(&mut builder, &config)?;
     let (params, _) = builder.finish()?;
-    Ok(Model { config, vision, decoder, params, absent: Vec::new(), adapter: None })
+    Ok(Model { config, network, params, absent: Vec::new(), adapter: None })
 }
 
-fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<(Option<VisionSide>, Decoder)> {
+fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Network> {
+    match &config.family {
+        FamilyConfig::Causal(config) => Ok(Network::Causal(Box::new(build_causal(b, config)?))),
+        FamilyConfig::Seq2Seq(config) => Ok(Network::Seq2Seq(Box::new(Seq2Seq::build(b, config)?))),
+    }
+}
+
+fn build_causal(b: &mut Builder<'_>, config: &CausalConfig) -> Result<Causal> {
     let vision = VisionSide::build(b, config)?;
     let prefix = if vision.is_some() { TEXT_PREFIX } else { "" };
-    Ok((vision, Decoder::build(b, prefix, &config.text)?))
+    Ok(Causal { vision, decoder: Decoder::build(b, prefix, &config.text)? })
 }
 
 impl Model {
@@ -112,7 +142,10 @@ impl Model {
 
     /// The dtype of activations: bf16 for bf16 weights on a processor that multiplies them, else f32.
     pub fn compute(&self) -> DType {
-        self.decoder.compute
+        match &self.network {
+            Network::Causal(network) => network.decoder.compute,
+            Network::Seq2Seq(network) => network.compute,
+        }
     }
 
     /// Every parameter: the checkpoint's in building order, then the adapter's.
@@ -123,10 +156,9 @@ impl Model {
 
     /// What stands in the rows of the images and clips of an input, `[tokens, hidden]`.
     pub fn image_features(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
-        match (&self.vision, &input.pixels) {
-            (Some(side), Some(pixels)) => side.features(t, pixels, &input.visuals, false),
-            (Some(_), None) => Err(ModelError::Input("no pixels".to_owned())),
-            (None, _) => Err(self.takes_no_images()),
+        match &input.pixels {
+            Some(pixels) => self.vision()?.features(t, pixels, &input.visuals, false),
+            None => Err(ModelError::Input("no pixels".to_owned())),
         }
     }
 
@@ -134,18 +166,96 @@ impl Model {
     /// `[(images tokens), width]` in the dtype of activations. A picture's rows do not depend on its neighbours. Families whose
     /// pictures have no common size refuse.
     pub fn tower_states(&self, t: &Tape, pixels: &Tensor) -> Result<Var> {
-        match &self.vision {
-            Some(side) => side.one_size(&self.config)?.states(t, pixels, false),
-            None => Err(self.takes_no_images()),
+        self.vision()?.one_size()?.states(t, pixels, false)
+    }
+
+    fn vision(&self) -> Result<&VisionSide> {
+        let side = match &self.network {
+            Network::Causal(network) => network.vision.as_ref(),
+            Network::Seq2Seq(_) => None,
+        };
+        let error = || ModelError::Input(format!("a `{}` model takes no images", self.config.model_type));
+        side.ok_or_else(error)
+    }
+
+    /// Rows that the head reads, `[rows, hidden]`: those of all tokens, or of all targets.
+    fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        match &self.network {
+            Network::Causal(network) => network.hidden(t, input, recompute),
+            Network::Seq2Seq(network) => network.hidden(t, input, recompute),
         }
     }
 
-    fn takes_no_images(&self) -> ModelError {
-        ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))
+    fn lm_head(&self) -> &Linear {
+        match &self.network {
+            Network::Causal(network) => &network.decoder.lm_head,
+            Network::Seq2Seq(network) => &network.lm_head,
+        }
     }
 
+    /// The table that other modules share, and the paths of these on disk; none where nothing is tied.
+    pub(crate) fn tied(&self) -> Option<(Param, Vec<String>)> {
+        match &self.network {
+            Network::Causal(network) => {
+                let decoder = &network.decoder;
+                decoder.is_tied().then(|| (decoder.embed_tokens.clone(), vec![decoder.lm_head.path.clone()]))
+            }
+            Network::Seq2Seq(network) => network.tied(),
+        }
+    }
+
+    /// Logits of every token, or of every target, `[rows, vocab]`.
+    pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
+        Ok(self.lm_head().forward_wide(t, &self.hidden(t, input, false)?)?)
+    }
+
+    /// Weighted sum of the negative log-likelihoods of the supervised tokens.
+    ///
+    /// `labels[i]` belongs to `ids[i]` (the convention of `transformers`) and is shifted here, within each sample; the
+    /// result's `nll[i]` is that of predicting `ids[i + 1]` from position `i`. Labels of a sequence-to-sequence model belong
+    /// to the targets, and `nll[i]` is that of predicting target token `i`.
+    pub fn loss(
+        &self,
+        t: &Tape,
+        input: &ModelInput,
+        labels: &[i32],
+        weights: &LossWeights,
+        recompute: bool,
+    ) -> Result<LossOutput> {
+        let total = input.target.as_ref().map_or(input.ids.len(), |target| target.ids.len());
+        if labels.len() != total {
+            return Err(ModelError::Input(format!("{} labels for {total} tokens", labels.len())));
+        }
+        let is_shifted = matches!(self.network, Network::Causal(_));
+        let targets = if is_shifted { shift_targets(labels, &input.cu_seqlens) } else { labels.to_vec() };
+        let weights = match weights {
+            LossWeights::Uniform(w) => vec![*w; total],
+            LossWeights::PerToken(w) if w.len() != total => {
+                return Err(ModelError::Input(format!("{} loss weights for {total} tokens", w.len())));
+            }
+            LossWeights::PerToken(w) if is_shifted => w.iter().skip(1).copied().chain([0.0]).collect(),
+            LossWeights::PerToken(w) => w.clone(),
+        };
+        let hidden = self.hidden(t, input, recompute)?;
+        let head: &LinearWeights = &self.lm_head().weights;
+        Ok(t.linear_cross_entropy(&hidden, head, &targets, &weights)?)
+    }
+
+    /// Every projection of the model, for adapters.
+    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+        match &mut self.network {
+            Network::Causal(network) => network.linears_mut(),
+            Network::Seq2Seq(network) => network.linears_mut(),
+        }
+    }
+}
+
+impl Causal {
     /// Token embeddings with image features in their rows, `[t, hidden]`.
     pub(crate) fn embed(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+        if input.target.is_some() {
+            return Err(ModelError::Input("a decoder takes no targets beside its tokens".to_owned()));
+        }
         let total = input.ids.len();
         if input.positions.len() != total
             || input.cu_seqlens.first() != Some(&0)
@@ -162,9 +272,9 @@ impl Model {
         let features = match (&input.pixels, &input.tower_states, &self.vision) {
             (None, None, _) if num_rows == 0 => return Ok(x),
             (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
-            (_, _, None) => return Err(self.takes_no_images()),
+            (_, _, None) => return Err(ModelError::Input("a language model alone takes no images".to_owned())),
             (Some(pixels), None, Some(side)) => side.features(t, pixels, &input.visuals, recompute)?,
-            (None, Some(states), Some(side)) => side.one_size(&self.config)?.project(t, &t.constant(states.clone()))?,
+            (None, Some(states), Some(side)) => side.one_size()?.project(t, &t.constant(states.clone()))?,
             (Some(_), Some(_), Some(_)) => {
                 return Err(ModelError::Input("pixels beside the tower's states of the same pictures".to_owned()));
             }
@@ -180,53 +290,18 @@ impl Model {
 
     fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
         let x = self.embed(t, input, recompute)?;
-        let positions = self.positions(input)?;
-        self.decoder.forward(t, x, &positions.view(), input.cu_seqlens.clone(), recompute)
+        self.decoder.forward(t, x, &self.positions(input)?.view(), input.cu_seqlens.clone(), recompute)
     }
 
     /// The positions that the decoder sees.
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
-        Ok(match vision::positions(&self.config, input)? {
-            Some(three) => OwnedPositions::Three(three),
-            None => OwnedPositions::One(input.positions.clone()),
-        })
-    }
-
-    /// Logits of every token, `[t, vocab]`.
-    pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
-        Ok(self.decoder.lm_head.forward_wide(t, &self.hidden(t, input, false)?)?)
-    }
-
-    /// Weighted sum of the negative log-likelihoods of the supervised tokens.
-    ///
-    /// `labels[i]` belongs to `ids[i]` (the convention of `transformers`) and is shifted here, within each sample; the
-    /// result's `nll[i]` is that of predicting `ids[i + 1]` from position `i`.
-    pub fn loss(
-        &self,
-        t: &Tape,
-        input: &ModelInput,
-        labels: &[i32],
-        weights: &LossWeights,
-        recompute: bool,
-    ) -> Result<LossOutput> {
-        let total = input.ids.len();
-        if labels.len() != total {
-            return Err(ModelError::Input(format!("{} labels for {total} tokens", labels.len())));
+        match &self.vision {
+            Some(side) => side.positions(input),
+            None => Ok(OwnedPositions::One(input.positions.clone())),
         }
-        let targets = shift_targets(labels, &input.cu_seqlens);
-        let weights = match weights {
-            LossWeights::Uniform(w) => vec![*w; total],
-            LossWeights::PerToken(w) if w.len() == total => w.iter().skip(1).copied().chain([0.0]).collect(),
-            LossWeights::PerToken(w) => {
-                return Err(ModelError::Input(format!("{} loss weights for {total} tokens", w.len())));
-            }
-        };
-        let hidden = self.hidden(t, input, recompute)?;
-        Ok(t.linear_cross_entropy(&hidden, &self.decoder.lm_head.weights, &targets, &weights)?)
     }
 
-    /// Every projection of the model, for adapters.
-    pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
+    fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = Vec::new();
         if let Some(side) = &mut self.vision {
             all.extend(side.linears_mut());

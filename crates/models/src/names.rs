@@ -71,7 +71,7 @@ pub fn on_disk<'a>(canonical: &'a str, vision: Option<&VisionKind>) -> &'a str {
 
 /// Buffers that older exporters stored and that the model recomputes.
 pub fn is_recomputed(name: &str) -> bool {
-    name.ends_with("rotary_emb.inv_freq") || name.ends_with("embeddings.position_ids")
+    ["rotary_emb.inv_freq", "embeddings.position_ids", "embed_positions.weights"].iter().any(|end| name.ends_with(end))
 }
 
 #[cfg(test)]

@@ -22,7 +22,7 @@ impl Model {
             .iter()
             .map(|p| {
                 let (param, dtype) = (p.param.clone(), p.disk_dtype);
-                let name = names::on_disk(&p.name, self.config.vision.as_ref());
+                let name = names::on_disk(&p.name, self.config.vision());
                 OutTensor::lazy(name, hub_dtype(dtype), &p.disk_shape, move || {
                     let value = param.value().cast(dtype).map_err(std::io::Error::other)?;
                     Ok(value.to_bytes().into())

@@ -69,9 +69,9 @@ pub struct LoadReport {
     pub recomputed: Vec<String>,
     /// Modules (canonical paths) that no forward pass reaches and that the checkpoint leaves out.
     pub absent_unreached: Vec<String>,
-    /// The tied head that stood in the checkpoint beside the embedding table, with the same values.
+    /// Tied tensors that stood in the checkpoint beside the embedding table, with the same values.
     pub tied_duplicates: Vec<String>,
-    /// The head that the configuration ties and that stood in the checkpoint with values of its own: it is kept apart.
+    /// Tensors that the configuration ties and that stood in the checkpoint with values of their own: they are kept apart.
     pub untied_heads: Vec<String>,
 }
 
@@ -217,6 +217,14 @@ impl<'a> Builder<'a> {
     /// Whether what is built now can be reached by a forward pass.
     pub fn reached(&self) -> bool {
         self.reached
+    }
+
+    /// Whether a tensor can be built: it stands in the checkpoint, or weights are random.
+    pub fn holds(&self, name: &str) -> bool {
+        match &self.source {
+            Source::Checkpoint { on_disk, .. } => on_disk.contains_key(name),
+            Source::Random(_) => true,
+        }
     }
 
     /// Of two tied tensors a checkpoint may hold only `target`: it then stands for `source`.

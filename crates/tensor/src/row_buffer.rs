@@ -75,6 +75,13 @@ impl RowBuffer {
         Ok(())
     }
 
+    /// A buffer of its own with the same rows.
+    pub fn copied(&self) -> Result<RowBuffer> {
+        let mut copy = RowBuffer::new(self.cols, self.dtype);
+        copy.append(&self.tensor()?)?;
+        Ok(copy)
+    }
+
     /// Keeps the first `num_rows` rows; does nothing when there are fewer.
     pub fn truncate(&mut self, num_rows: usize) {
         self.num_rows = self.num_rows.min(num_rows);
@@ -110,8 +117,10 @@ mod tests {
         }
         assert_eq!(buffer.f32s().unwrap()[78..], [39.0, -39.0]);
         buffer.truncate(3);
+        let copy = buffer.copied().unwrap();
         buffer.append(&Tensor::from_f32(&[7.0, 8.0, 9.0, 10.0], &[2, 2]).unwrap()).unwrap();
         assert_eq!(buffer.f32s().unwrap(), [0.0, 0.0, 1.0, -1.0, 2.0, -2.0, 7.0, 8.0, 9.0, 10.0]);
+        assert_eq!(copy.f32s().unwrap(), [0.0, 0.0, 1.0, -1.0, 2.0, -2.0]);
         assert!(buffer.append(&Tensor::zeros(&[1, 3], DType::F32).unwrap()).is_err());
     }
 }

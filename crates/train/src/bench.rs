@@ -1,13 +1,13 @@
 //! `bench step`: full training steps on random weights of any configuration. Owns the fixed setting that is timed; it measures
 //! the same `Trainer` that trains.
 //!
-//! The setting is that of the PyTorch script it is compared with: AdamW with weight decay 0.01, rate 1e-3 under `lora`
+//! Sequences of an encoder-decoder are sources, each with a target as long. The setting is that of the PyTorch script it is compared with: AdamW with weight decay 0.01, rate 1e-3 under `lora`
 //! (rank 16, alpha 32 on q, k, v and o of the decoder) and 1e-4 under `full`, constant, no clipping, every token supervised.
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data::Batch;
+use data::{Batch, TargetRows};
 use models::{LoadOptions, Model, ModelConfig};
 use serde::Serialize;
 use tensor::{DType, memory};
@@ -93,7 +93,12 @@ pub fn bench_step(options: &BenchOptions) -> Result<BenchResult> {
     }
     memory::reset_peak();
     let mut model = build(&options.config, options.dtype)?;
-    let plan = bench_plan(options);
+    let mut plan = bench_plan(options);
+    if model.config().seq2seq().is_some() {
+        // The same projections, as encoder-decoders name them.
+        let names = ["q_proj", "k_proj", "v_proj", "out_proj"];
+        plan.method.lora.target_modules = TargetModules::Names(names.map(str::to_owned).to_vec());
+    }
     let selection = select(&plan, &mut model)?;
     let batch = random_batch(&model, options)?;
     let schedule = Schedule::new(&plan, options.steps as u64)?;
@@ -176,7 +181,7 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
             return Err(TrainError::mismatch(message, "give one id for each token"));
         }
         Some(tokens) => tokens.clone(),
-        None => (0..num_tokens).map(|_| (random.next() % config.text.vocab_size as u64) as u32).collect(),
+        None => (0..num_tokens).map(|_| (random.next() % config.vocab_size() as u64) as u32).collect(),
     };
     let mut batch = Batch {
         labels: ids.iter().map(|id| *id as i32).collect(),
@@ -206,6 +211,12 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
         batch.pixel_shape = vec![llava.vision.num_channels, llava.vision.image_size, llava.vision.image_size];
         let num_values = batch.num_images * batch.pixel_shape.iter().product::<usize>();
         batch.pixels = (0..num_values).map(|_| random.next() as f32 / u64::MAX as f32 * 2.0 - 1.0).collect();
+    }
+    if config.seq2seq().is_some() {
+        // Targets as long as their sources, and the labels are theirs.
+        let target: Vec<u32> = (0..num_tokens).map(|_| (random.next() % config.vocab_size() as u64) as u32).collect();
+        batch.labels = target.iter().map(|id| *id as i32).collect();
+        batch.target = Some(TargetRows { ids: target, cu_seqlens: batch.cu_seqlens.clone() });
     }
     batch.ids = ids;
     Ok(batch)

@@ -25,6 +25,8 @@ pub enum ModelKind {
     Vision,
     /// A language model alone.
     Text,
+    /// An encoder-decoder of text.
+    Seq2Seq,
 }
 
 /// What the card says about the run.
@@ -67,6 +69,7 @@ pub(crate) fn export(
             }
         }
         processor.save_to(dir)?;
+        processor.save_languages(dir, plan.data.src_lang.as_deref(), plan.data.tgt_lang.as_deref())?;
         Ok::<_, TrainError>(hub::atomic_write(dir.join("README.md"), card(plan, facts).as_bytes())?)
     })?;
     Ok(target)
@@ -100,6 +103,7 @@ fn card(plan: &Plan, facts: &CardFacts) -> String {
     let tag = match facts.kind {
         ModelKind::Vision => "video-text-to-text",
         ModelKind::Text => "text-generation",
+        ModelKind::Seq2Seq => "translation",
     };
     let _ = write!(text, "library_name: {library}\npipeline_tag: {tag}\ntags:\n- vidtune\n---\n\n# {title}\n\n");
     let _ = writeln!(
@@ -138,8 +142,12 @@ pub fn next_steps(plan: &Plan, final_model: &Path, kind: ModelKind) -> NextSteps
         (None, Some(fps)) => format!(" --fps {fps}"),
         (None, None) => String::new(),
     };
+    let question = match kind {
+        ModelKind::Vision => format!("--video VIDEO.mp4{frames} --prompt 'What happens in this video?'"),
+        ModelKind::Text | ModelKind::Seq2Seq => "--prompt 'What is in this video?'".to_owned(),
+    };
     NextSteps {
-        generate: format!("vidtune generate {model} --video VIDEO.mp4{frames} --prompt 'What happens in this video?'"),
+        generate: format!("vidtune generate {model} {question}"),
         evaluate: format!("vidtune eval {model} --data DATA.json{frames} --task loss --out results.json"),
         python: python(plan, final_model, kind),
     }
@@ -149,6 +157,7 @@ fn python(plan: &Plan, folder: &Path, kind: ModelKind) -> String {
     let (model_class, processor_class) = match kind {
         ModelKind::Vision => ("AutoModelForImageTextToText", "AutoProcessor"),
         ModelKind::Text => ("AutoModelForCausalLM", "AutoTokenizer"),
+        ModelKind::Seq2Seq => ("AutoModelForSeq2SeqLM", "AutoTokenizer"),
     };
     let folder = folder.display();
     let base = plan.model.path.clone().unwrap_or_default();

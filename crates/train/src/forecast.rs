@@ -42,7 +42,7 @@ pub struct MemoryEstimate {
 /// Bytes that a block keeps for the backward pass.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct BlockMemory {
-    /// `vision.layers` or `llm.layers`.
+    /// `vision.layers`, `llm.layers`, `encoder.layers` or `decoder.layers`.
     pub name: &'static str,
     /// Number of the block.
     pub index: usize,

@@ -2,7 +2,7 @@
 //! that is not finite is the step's business.
 //!
 //! Looked at are the gradients of the first [`WATCHED_STEPS`] steps. Lawful zeros are: a tensor that no batch reached (reported
-//! once), LoRA A while B is zero, and key biases of towers, which have no rotary position: such a bias adds the same number to
+//! once), LoRA A while B is zero, and key biases of towers and encoder-decoders, which have no rotary position: such a bias adds the same number to
 //! every score of a query, which softmax ignores, so that its gradient is zero by mathematics.
 
 use std::collections::BTreeMap;
@@ -97,7 +97,9 @@ impl Presence {
 
 fn is_lawful_zero(trained: &TrainedTensor, tensors: &[TrainedTensor]) -> bool {
     let name = &trained.named.name;
-    if trained.named.part == Part::Vision && name.ends_with("k_proj.bias") {
+    let is_unrotated = trained.named.part == Part::Vision
+        || ["model.encoder.", "model.decoder."].iter().any(|side| name.starts_with(side));
+    if is_unrotated && name.ends_with("k_proj.bias") {
         return true;
     }
     let Some(module) = name.strip_suffix(".lora_A.weight") else {

@@ -249,8 +249,9 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Op
 /// A micro-batch of records near the mean length.
 fn mean_window(plan: &Plan, sample: &[Encoded]) -> Vec<Encoded> {
     let mut nearest: Vec<&Encoded> = sample.iter().filter(|record| record.num_supervised() > 0).collect();
-    let mean = sample.iter().map(|record| record.ids.len()).sum::<usize>() / sample.len().max(1);
-    nearest.sort_by_key(|record| record.ids.len().abs_diff(mean));
+    let length = |record: &Encoded| record.size().tokens as usize;
+    let mean = sample.iter().map(length).sum::<usize>() / sample.len().max(1);
+    nearest.sort_by_key(|record| length(record).abs_diff(mean));
     let num_records = match plan.data.pack_tokens {
         None => plan.train.per_device_train_batch_size,
         Some(tokens) => (tokens / mean.max(1)).max(1),

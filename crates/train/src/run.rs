@@ -84,6 +84,10 @@ pub fn run(
     let profiler = plan.train.profile.then(|| Profiler::new(&plan.train, &output_dir));
     let (job, trainer) = prepare(plan, on_event)?;
     checkpoint::write_json(&output_dir.join("plan.json"), &plan.to_json())?;
+    if let Some(file) = &plan.parallel.deepspeed {
+        let bytes = fs::read(file).map_err(|source| TrainError::io("read", file, source))?;
+        hub::atomic_write(output_dir.join("ds_config.json"), &bytes)?;
+    }
     let mut run = Run::new(plan, job, trainer, stop, on_event, start)?;
     run.preflight()?;
     run.measure_with(profiler)?;

@@ -61,13 +61,16 @@ impl Schedule {
         if self.kind == SchedulerKind::Constant {
             return 1.0;
         }
+        if step < self.num_warmup_steps && self.kind == SchedulerKind::ConstantWithLogWarmup {
+            return (step as f64 + 1.0).ln() / (self.num_warmup_steps.max(2) as f64).ln();
+        }
         if step < self.num_warmup_steps {
             return step as f64 / self.num_warmup_steps.max(1) as f64;
         }
         let num_decay_steps = (self.num_training_steps - self.num_warmup_steps).max(1) as f64;
         let progress = (step - self.num_warmup_steps) as f64 / num_decay_steps;
         match self.kind {
-            SchedulerKind::Constant | SchedulerKind::ConstantWithWarmup => 1.0,
+            SchedulerKind::Constant | SchedulerKind::ConstantWithWarmup | SchedulerKind::ConstantWithLogWarmup => 1.0,
             SchedulerKind::Linear => (self.num_training_steps.saturating_sub(step) as f64 / num_decay_steps).max(0.0),
             SchedulerKind::Cosine => {
                 let angle = std::f64::consts::PI * self.settings.num_cycles * 2.0 * progress;
@@ -135,6 +138,16 @@ mod tests {
         assert_eq!(schedule.learning_rate(1e-3, 0), 0.0);
         assert_eq!(schedule.learning_rate(1e-3, 4), 1e-3);
         assert_eq!(schedule.learning_rate(1e-3, 101), 0.0);
+    }
+
+    #[test]
+    fn a_logarithmic_warmup_is_that_of_deepspeed() {
+        // WarmupLR: ln(i + 1) / ln(warm-up) of the peak, then the peak.
+        let schedule =
+            Schedule::new(&plan("lr_scheduler_type: constant_with_log_warmup, warmup_steps: 10"), 30).unwrap();
+        let rate = |step| schedule.learning_rate(1.0, step);
+        assert_eq!((rate(0), rate(10), rate(29)), (0.0, 1.0, 1.0));
+        assert!((rate(4) - 5f64.ln() / 10f64.ln()).abs() < 1e-12 && (rate(9) - 1.0).abs() < 1e-12);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data::{Batch, Dataset, FrameCache, Loader, LoaderOptions, LoaderState, Processor, collate};
+use models::seq2seq::config::Seq2SeqConfig;
 use models::{LoadOptions, Model};
 use tensor::DType;
 
@@ -32,6 +33,8 @@ pub(crate) struct Job {
     pub(crate) count: StepCount,
     pub(crate) selection: Selection,
     pub(crate) kind: ModelKind,
+    /// What the model drops in training, where it drops anything.
+    pub(crate) dropout: Option<String>,
     pub(crate) base_files: BTreeMap<String, u64>,
     /// Bytes at the peak of a step with the largest micro-batch, as planned.
     pub(crate) planned_peak: u64,
@@ -66,7 +69,12 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
     check_adapter(plan)?;
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
-    let kind = if model.config().vision.is_some() { ModelKind::Vision } else { ModelKind::Text };
+    let kind = match model.config() {
+        config if config.seq2seq().is_some() => ModelKind::Seq2Seq,
+        config if config.vision().is_some() => ModelKind::Vision,
+        _ => ModelKind::Text,
+    };
+    let dropout = model.config().seq2seq().and_then(dropout_notice);
     let features = match &plan.train.feature_cache {
         Some(dir) => Some(FeatureCache::open(dir, plan.train.feature_cache_size.0, &model, &selection.tensors)?),
         None => None,
@@ -83,11 +91,27 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
         count,
         selection,
         kind,
+        dropout,
         base_files,
         planned_peak,
         largest,
     };
     Ok((job, trainer))
+}
+
+/// What a configuration drops in training; evaluation drops nothing.
+fn dropout_notice(config: &Seq2SeqConfig) -> Option<String> {
+    let fields = [
+        ("dropout", config.dropout.residual),
+        ("attention_dropout", config.dropout.attention),
+        ("activation_dropout", config.dropout.activation),
+        ("encoder_layerdrop", config.encoder.layerdrop),
+        ("decoder_layerdrop", config.decoder.layerdrop),
+    ];
+    let given: Vec<String> =
+        fields.iter().filter(|(_, p)| *p > 0.0).map(|(name, p)| format!("`{name}: {p}`")).collect();
+    (!given.is_empty())
+        .then(|| format!("the model's own {} are applied in training, drawn by `train.seed`", given.join(", ")))
 }
 
 /// The folder of the base model.
@@ -112,6 +136,11 @@ pub(crate) fn load_model(plan: &Plan, dir: &Path) -> Result<Model> {
 pub(crate) fn open_data(plan: &Plan, model_dir: &Path, cache: Option<Arc<FrameCache>>) -> Result<DataSide> {
     let (train, data) = (&plan.train, &plan.data);
     let processor = Processor::load(model_dir)?.with_image_backend(data.image_backend).with_frame_cache(cache);
+    let languages = [("src_lang", &data.src_lang), ("tgt_lang", &data.tgt_lang)];
+    if let Some((name, _)) = languages.iter().find(|(_, value)| value.is_some() && !processor.is_seq2seq()) {
+        let message = format!("`data.{name}` is given, but the model writes no targets from sources");
+        return Err(TrainError::mismatch(message, format!("remove `data.{name}`")));
+    }
     let processor = Arc::new(processor);
     let dataset = Arc::new(data.open_train()?);
     let options =
@@ -153,6 +182,15 @@ impl Job {
     /// What people should read once before the first step.
     pub(crate) fn notices(&self, plan: &Plan) -> Vec<String> {
         let mut notices: Vec<String> = self.selection.unreached_notice().into_iter().collect();
+        notices.extend(self.dropout.clone());
+        if let Some(file) = &plan.parallel.deepspeed {
+            notices.push(format!(
+                "`{}`: one device trains, so that ZeRO and offload have nothing to divide and change nothing; each step takes {} micro-batches of {}",
+                file.display(),
+                plan.train.gradient_accumulation_steps,
+                plan.train.per_device_train_batch_size
+            ));
+        }
         if self.eval.is_none() && !plan.data.eval.is_empty() {
             notices.push(
                 "`data.eval` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"

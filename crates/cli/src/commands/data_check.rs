@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::args::CheckArgs;
 use crate::console::{Console, Counter};
 use crate::failure::Exit;
-use crate::model_args::{encode_options, num_records, open_set, resolve};
+use crate::model_args::{check_languages, encode_options, num_records, open_set, resolve, with_languages};
 use crate::output;
 
 /// Refused records listed on the terminal; the report holds all of them.
@@ -78,11 +78,15 @@ pub fn run(args: &CheckArgs, console: &Console) -> Result<ExitCode> {
         on_long: if args.max_length.is_some() { OnLong::Refuse } else { OnLong::default() },
         ..encode_options(&args.frames)?
     };
+    let options = with_languages(options, &args.languages);
     let dataset = open_set(&args.data, &args.set)?;
     let processor = match &args.model {
         Some(model) => Some(Processor::load(&resolve(model, console)?)?),
         None => None,
     };
+    if let Some(processor) = &processor {
+        check_languages(processor, &args.languages)?;
+    }
     let total = num_records(&dataset, &args.set);
     let mut report = Report {
         data: args.data.to_string_lossy().into_owned(),

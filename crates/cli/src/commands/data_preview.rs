@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::args::PreviewArgs;
 use crate::console::Console;
 use crate::failure::CliError;
-use crate::model_args::{encode_options, num_records, open_set, resolve};
+use crate::model_args::{check_languages, encode_options, num_records, open_set, resolve, with_languages};
 use crate::output;
 
 /// Marks of the supervised part.
@@ -29,6 +29,7 @@ const COLUMNS: u32 = 8;
 /// The record is not there, or is refused.
 pub fn run(args: &PreviewArgs, console: &Console) -> Result<ExitCode> {
     let options = EncodeOptions { max_length: args.max_length, ..encode_options(&args.frames)? };
+    let options = with_languages(options, &args.languages);
     let dataset = open_set(&args.data, &args.set)?;
     let total = num_records(&dataset, &args.set);
     let index = match &args.record {
@@ -41,6 +42,7 @@ pub fn run(args: &PreviewArgs, console: &Console) -> Result<ExitCode> {
         return Err(CliError::usage(message, "records are counted from 0; `--record` takes an id").into());
     };
     let processor = Processor::load(&resolve(&args.model, console)?)?;
+    check_languages(&processor, &args.languages)?;
     let sample = dataset.get(index)?;
     let encoded = processor.encode(&sample, &options)?;
     if let Some(out) = &args.out {
@@ -77,6 +79,7 @@ fn facts(encoded: &Encoded) -> Value {
         "frames": frames,
         "ids": encoded.ids,
         "labels": encoded.labels,
+        "target": encoded.target,
         "notes": encoded.notes,
     })
 }

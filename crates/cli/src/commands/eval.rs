@@ -12,7 +12,7 @@ use train::plan::Plan;
 use crate::args::{Common, EvalArgs};
 use crate::console::{Console, Counter};
 use crate::failure::CliError;
-use crate::model_args::{encode_options, generation_rules, load, open_set};
+use crate::model_args::{beams, check_languages, encode_options, generation_rules, load, open_set, with_languages};
 use crate::output;
 
 /// What is judged on what.
@@ -38,8 +38,9 @@ pub fn run(args: &EvalArgs, common: &Common, console: &Console) -> Result<ExitCo
         (None, None) => unreachable!("the parser requires one of the two"),
     };
     let loaded = load(&target.model, target.adapter.as_deref(), common, console)?;
+    check_languages(&loaded.processor, &args.languages)?;
     let options = EvalOptions {
-        encode: target.encode,
+        encode: with_languages(target.encode, &args.languages),
         batch_size: args.batch_size,
         generate: GenerateOptions {
             max_new_tokens: args.max_new_tokens.unwrap_or(match task {
@@ -48,6 +49,7 @@ pub fn run(args: &EvalArgs, common: &Common, console: &Console) -> Result<ExitCo
             }),
             eos_ids: loaded.processor.eos_ids().to_vec(),
             rules: generation_rules(&loaded, console)?,
+            beams: beams(&args.beams, &loaded, console)?,
             ..GenerateOptions::default()
         },
         on_bad_media: if args.skip_bad_media { OnBadMedia::Skip } else { OnBadMedia::Stop },

@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::{Common, FrameArgs, GenerateArgs};
 use crate::console::Console;
 use crate::failure::CliError;
-use crate::model_args::{encode_options, generation_rules, load};
+use crate::model_args::{beams, check_languages, encode_options, generation_rules, load, with_languages};
 use crate::output;
 
 /// Runs the command.
@@ -30,9 +30,11 @@ pub fn run(args: &GenerateArgs, common: &Common, console: &Console) -> Result<Ex
         max_frames: args.max_frames,
     };
     let encode = EncodeOptions { add_generation_prompt: true, ..encode_options(&frames)? };
+    let encode = with_languages(encode, &args.languages);
     let sampling = Sampling { temperature: args.temperature, top_p: args.top_p, top_k: args.top_k, seed: args.seed };
     sampling.check()?;
     let loaded = load(&args.model, args.adapter.as_deref(), common, console)?;
+    check_languages(&loaded.processor, &args.languages)?;
     let encoded = loaded.processor.encode(&question(args), &encode)?;
     for note in &encoded.notes {
         console.warning(note);
@@ -43,6 +45,7 @@ pub fn run(args: &GenerateArgs, common: &Common, console: &Console) -> Result<Ex
         sampling,
         eos_ids: loaded.processor.eos_ids().to_vec(),
         rules: generation_rules(&loaded, console)?,
+        beams: beams(&args.beams, &loaded, console)?,
     };
     let answers = infer::generate(&loaded.model, &infer::upload_encoded(&[encoded])?, &options)?;
     let token_ids = answers.into_iter().next().unwrap_or_default();

@@ -368,6 +368,7 @@ impl PlanText {
             Preset::Full => {
                 "method:\n  kind: full                 # every tensor trains, but for what `freeze` names\n  freeze: [vision]\n"
             }
+            Preset::Seq2seq => "method:\n  kind: full                 # every tensor trains; also: lora\n",
             Preset::Projector => {
                 "method:\n  kind: projector            # only the layers between vision tower and language model\n"
             }
@@ -376,6 +377,7 @@ impl PlanText {
             Preset::Lora => "2.0e-4",
             Preset::Full => "1.0e-5",
             Preset::Projector => "1.0e-3",
+            Preset::Seq2seq => "5.0e-5",
         };
         let entry =
             |text: &str| if text.starts_with('{') { text.to_owned() } else { format!("{{path: {}}}", quoted(text)) };
@@ -386,12 +388,19 @@ impl PlanText {
             Some(records) if records < 512 => 4,
             _ => 8,
         };
+        let media = match self.preset {
+            Preset::Seq2seq => {
+                "  src_lang: eng_Latn         # of the questions, where the record does not say\n  \
+                 tgt_lang: eng_Latn         # of the captions, likewise\n"
+            }
+            _ => "  num_frames: 8\n",
+        };
         let steps = if self.eval.is_some() { "  eval_strategy: epoch\n" } else { "" };
         format!(
             "# Every key and its default: the plan's reference page. Check it first with `vidtune plan`.\n\
              model:\n  path: {}\n\
              {method}\
-             data:\n  train:\n    - {}\n{eval}  num_frames: 8\n\
+             data:\n  train:\n    - {}\n{eval}{media}\
              train:\n  output_dir: {}\n  num_train_epochs: 1\n  per_device_train_batch_size: 1\n  \
              gradient_accumulation_steps: {accumulation}\n  learning_rate: {learning_rate}\n  \
              lr_scheduler_type: cosine\n  warmup_ratio: 0.03\n  gradient_checkpointing: true\n{steps}  \
@@ -414,7 +423,7 @@ mod tests {
 
     #[test]
     fn every_recipe_is_a_plan() {
-        for preset in [Preset::Lora, Preset::Full, Preset::Projector] {
+        for preset in [Preset::Lora, Preset::Full, Preset::Projector, Preset::Seq2seq] {
             for eval in [None, Some("{path: \"e.jsonl\", media_dir: \"/v\"}".to_owned())] {
                 let text = PlanText {
                     preset,

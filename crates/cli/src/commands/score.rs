@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::args::{Common, ScoreArgs};
 use crate::console::{Console, Counter, duration};
 use crate::failure::CliError;
-use crate::model_args::{encode_options, load, num_records, open_set};
+use crate::model_args::{check_languages, encode_options, load, num_records, open_set, with_languages};
 use crate::output;
 
 /// Runs the command.
@@ -22,10 +22,11 @@ pub fn run(args: &ScoreArgs, common: &Common, console: &Console) -> Result<ExitC
     if args.batch_size == 0 {
         return Err(CliError::usage("`--batch-size 0`: expected at least 1", "leave it out for 1").into());
     }
-    let options = encode_options(&args.frames)?;
+    let options = with_languages(encode_options(&args.frames)?, &args.languages);
     let dataset = open_set(&args.data, &args.set)?;
     let total = num_records(&dataset, &args.set);
     let loaded = load(&args.model, args.adapter.as_deref(), common, console)?;
+    check_languages(&loaded.processor, &args.languages)?;
     let mut counter = Counter::new(console, "records");
     let mut lines = Vec::new();
     let (mut input_tokens, mut forward_s, started) = (0, 0.0, Instant::now());

@@ -7,6 +7,7 @@ mod data;
 mod libav;
 mod model;
 mod run;
+mod seq2seq;
 mod usage;
 
 use std::path::{Path, PathBuf};

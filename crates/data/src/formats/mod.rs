@@ -5,6 +5,7 @@ mod conversation;
 mod llava;
 mod media_fields;
 mod messages;
+mod seq2seq;
 
 use std::path::{Path, PathBuf};
 
@@ -63,9 +64,11 @@ fn percent_decoded(text: &str) -> String {
 /// Tells the format of a record by its keys.
 pub(crate) fn detect(record: &Value) -> Option<Format> {
     let record = record.as_object()?;
-    [("conversations", Format::Llava), ("messages", Format::Messages), ("conversation", Format::Conversation)]
-        .into_iter()
-        .find_map(|(key, format)| record.contains_key(key).then_some(format))
+    let dialogues =
+        [("conversations", Format::Llava), ("messages", Format::Messages), ("conversation", Format::Conversation)];
+    let found = dialogues.into_iter().find_map(|(key, format)| record.contains_key(key).then_some(format));
+    let is_pair = || record.contains_key("question") && record.contains_key("caption");
+    found.or_else(|| is_pair().then_some(Format::Seq2seq))
 }
 
 /// The record's id: its own, its key in the file's top-level object, or its position.
@@ -100,7 +103,10 @@ pub(crate) fn parse(
         Format::Auto => detect(&value).ok_or_else(|| {
             context
                 .error("unknown_format", "the record's format cannot be told")
-                .expected("a key `conversations`, `messages` or `conversation`", list_keys(record))
+                .expected(
+                    "a key `conversations`, `messages` or `conversation`, or `question` and `caption`",
+                    list_keys(record),
+                )
                 .hint("name the format with `data.train.format`, or convert the file")
         })?,
         named => named,
@@ -108,10 +114,13 @@ pub(crate) fn parse(
     let conversation = match format {
         Format::Conversation => conversation::parse(&context, record)?,
         Format::Messages => messages::parse(&context, record)?,
+        Format::Seq2seq => seq2seq::parse(&context, record)?,
         Format::Llava | Format::Auto => llava::parse(&context, record)?,
     };
     check_turns(&context, &conversation)?;
-    Ok(Sample { id: context.id, conversation, format, origin: origin.clone() })
+    let src_lang = seq2seq::language(&context, record, "src_lang")?;
+    let tgt_lang = seq2seq::language(&context, record, "tgt_lang")?;
+    Ok(Sample { id: context.id, conversation, format, origin: origin.clone(), src_lang, tgt_lang })
 }
 
 fn broken_json(error: &serde_json::Error, text: &str, key: Option<&str>, origin: &Origin) -> DataError {

@@ -119,7 +119,7 @@ pub struct LoaderStats {
     pub batches: u64,
     /// Their records.
     pub records: u64,
-    /// Their input tokens.
+    /// Their input tokens, and those of targets.
     pub tokens: u64,
 }
 
@@ -199,7 +199,7 @@ impl Loader {
             Ok(batch) => {
                 self.stats.batches += u64::from(batch.num_samples() > 0);
                 self.stats.records += batch.num_samples() as u64;
-                self.stats.tokens += batch.num_tokens() as u64;
+                self.stats.tokens += batch.num_rows() as u64;
                 Ok(Some((batch, ready.events)))
             }
             Err(error) => {

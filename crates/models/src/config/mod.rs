@@ -9,6 +9,7 @@ pub mod text;
 pub mod vision;
 
 use crate::error::{ModelError, Result};
+use crate::seq2seq::config::Seq2SeqConfig;
 use fields::Fields;
 use native::NativeFamily;
 pub use qwen_vl::QwenVlConfig;
@@ -65,16 +66,33 @@ pub enum VisionKind {
 pub struct ModelConfig {
     /// `model_type` of the file: the family's key in the registry.
     pub model_type: String,
-    /// The decoder.
-    pub text: DecoderConfig,
-    /// The vision side; none for text-only checkpoints.
-    pub vision: Option<VisionKind>,
+    /// What the family is made of.
+    pub family: FamilyConfig,
     /// The file as it was read, written back unchanged on saving.
     pub raw: Value,
 }
 
+/// The shapes that families have.
+#[derive(Debug, Clone)]
+pub enum FamilyConfig {
+    /// A decoder, with a vision side where the family has one.
+    Causal(CausalConfig),
+    /// An encoder-decoder of text.
+    Seq2Seq(Seq2SeqConfig),
+}
+
+/// A decoder and what stands before it.
+#[derive(Debug, Clone)]
+pub struct CausalConfig {
+    /// The decoder.
+    pub text: DecoderConfig,
+    /// The vision side; none for text-only checkpoints.
+    pub vision: Option<VisionKind>,
+}
+
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] = &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "mistral", "phi3", "qwen2", "qwen3"];
+pub const FAMILIES: &[&str] =
+    &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "mistral", "phi3", "qwen2", "qwen3", "m2m_100"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -92,9 +110,13 @@ impl ModelConfig {
             "llava" => ModelConfig::read_llava(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
+            "m2m_100" => {
+                let config = Seq2SeqConfig::read(place, &raw)?;
+                Ok(ModelConfig { model_type, family: FamilyConfig::Seq2Seq(config), raw })
+            }
             decoder if FAMILIES.contains(&decoder) => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
-                Ok(ModelConfig { model_type, text, vision: None, raw })
+                Ok(ModelConfig { model_type, family: FamilyConfig::Causal(CausalConfig { text, vision: None }), raw })
             }
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
@@ -102,9 +124,30 @@ impl ModelConfig {
         }
     }
 
+    /// The decoder and what stands before it; none for an encoder-decoder.
+    pub fn causal(&self) -> Option<&CausalConfig> {
+        match &self.family {
+            FamilyConfig::Causal(config) => Some(config),
+            FamilyConfig::Seq2Seq(_) => None,
+        }
+    }
+
+    /// The encoder-decoder; none for a decoder.
+    pub fn seq2seq(&self) -> Option<&Seq2SeqConfig> {
+        match &self.family {
+            FamilyConfig::Causal(_) => None,
+            FamilyConfig::Seq2Seq(config) => Some(config),
+        }
+    }
+
+    /// What stands in front of the decoder, where there is something.
+    pub fn vision(&self) -> Option<&VisionKind> {
+        self.causal().and_then(|config| config.vision.as_ref())
+    }
+
     /// The vision side of a LLaVA whose pictures have one size.
     pub fn llava(&self) -> Option<&LlavaConfig> {
-        match &self.vision {
+        match self.vision() {
             Some(VisionKind::Llava(llava)) => Some(llava),
             _ => None,
         }
@@ -112,10 +155,18 @@ impl ModelConfig {
 
     /// Ids whose rows take features of images and clips.
     pub fn placeholder_ids(&self) -> Vec<u32> {
-        match &self.vision {
+        match self.vision() {
             None => Vec::new(),
             Some(VisionKind::Llava(llava)) => vec![llava.image_token_id],
             Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
+        }
+    }
+
+    /// Rows of the embedding table.
+    pub fn vocab_size(&self) -> usize {
+        match &self.family {
+            FamilyConfig::Causal(config) => config.text.vocab_size,
+            FamilyConfig::Seq2Seq(config) => config.vocab_size,
         }
     }
 
@@ -183,7 +234,8 @@ impl ModelConfig {
             image_token_id: image_token as u32,
         };
         f.finish()?;
-        Ok(ModelConfig { model_type: "llava".into(), text, vision: Some(VisionKind::Llava(llava)), raw: raw.clone() })
+        let family = FamilyConfig::Causal(CausalConfig { text, vision: Some(VisionKind::Llava(llava)) });
+        Ok(ModelConfig { model_type: "llava".into(), family, raw: raw.clone() })
     }
 }
 
@@ -212,20 +264,21 @@ mod tests {
         let config =
             ModelConfig::from_json("config.json", json!({"model_type": "llava", "text_config": {"vocab_size": 32064}}))
                 .unwrap();
+        let text = &config.causal().unwrap().text;
         let llava = config.llava().unwrap();
         assert_eq!((llava.vision.hidden_size, llava.vision.image_size, llava.vision.num_layers), (1024, 336, 24));
         assert_eq!((llava.feature_layers.as_slice(), llava.image_token_id), ([23].as_slice(), 32000));
-        assert_eq!((config.text.hidden_size, config.text.num_kv_heads, config.text.vocab_size), (4096, 32, 32064));
+        assert_eq!((text.hidden_size, text.num_kv_heads, text.vocab_size), (4096, 32, 32064));
     }
 
     #[test]
     fn hidden_states_are_counted_from_the_embeddings() {
-        let whole = ModelConfig::from_json("config.json", small()).unwrap();
-        let config = whole.llava().unwrap();
+        let read = |value: Value| ModelConfig::from_json("config.json", value).unwrap().llava().unwrap().clone();
+        let config = read(small());
         assert_eq!((config.feature_layers.as_slice(), config.tokens_per_image()), ([2].as_slice(), 4));
         let mut value = small();
         value["vision_feature_layer"] = json!([-3, 1]);
-        assert_eq!(ModelConfig::from_json("config.json", value).unwrap().llava().unwrap().feature_layers, [0, 1]);
+        assert_eq!(read(value).feature_layers, [0, 1]);
     }
 
     #[test]
@@ -261,7 +314,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, mistral, phi3, qwen2, qwen3",
+            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

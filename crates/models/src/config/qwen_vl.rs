@@ -7,7 +7,7 @@
 use super::fields::Fields;
 use super::native::{MropeResume, NativeFamily, NativeVisionConfig};
 use super::text::DecoderConfig;
-use super::{ModelConfig, VisionKind};
+use super::{CausalConfig, FamilyConfig, ModelConfig, VisionKind};
 use crate::error::Result;
 use serde_json::{Map, Value, json};
 
@@ -88,5 +88,6 @@ pub(super) fn read(place: &str, raw: &Value, family: NativeFamily) -> Result<Mod
     };
     f.finish()?;
     let qwen = QwenVlConfig { vision, resume, image_token_id, video_token_id };
-    Ok(ModelConfig { model_type, text, vision: Some(VisionKind::QwenVl(qwen)), raw: raw.clone() })
+    let family = FamilyConfig::Causal(CausalConfig { text, vision: Some(VisionKind::QwenVl(qwen)) });
+    Ok(ModelConfig { model_type, family, raw: raw.clone() })
 }

@@ -165,7 +165,13 @@ impl DecoderConfig {
             return Err(ModelError::UnknownFamily {
                 file: place.into(),
                 found: model_type,
-                known: DecoderFamily::ALL.map(|(name, _)| name).join(", "),
+                // The decoders of Qwen2-VL stand in their own configurations alone.
+                known: DecoderFamily::ALL
+                    .map(|(name, _)| name)
+                    .into_iter()
+                    .filter(|name| !name.ends_with("_text"))
+                    .collect::<Vec<_>>()
+                    .join(", "),
             });
         };
         use DecoderFamily::{Llama, Phi3, Qwen2, Qwen2Vl, Qwen3};

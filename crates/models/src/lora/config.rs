@@ -162,8 +162,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// The object PEFT reads.
-    pub fn to_json(&self, base_model: &str) -> Value {
+    /// The object PEFT reads; `task_type` chooses the class that wraps the model there.
+    pub fn to_json(&self, base_model: &str, task_type: &str) -> Value {
         let targets = match &self.target_modules {
             TargetModules::List(names) => json!(names),
             TargetModules::Regex(pattern) => json!(pattern),
@@ -187,7 +187,7 @@ impl LoraConfig {
             "rank_pattern": object(self.rank_pattern.iter().map(|(k, v)| (k.clone(), json!(v))).collect()),
             "revision": null,
             "target_modules": targets,
-            "task_type": "CAUSAL_LM",
+            "task_type": task_type,
             "use_dora": false,
             "use_rslora": self.use_rslora,
         })

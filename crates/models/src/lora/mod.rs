@@ -94,7 +94,7 @@ impl Model {
                 "is missing and `{PICKLE_FILE}` is there, a pickle, which this program does not read; load the adapter with peft once and save it with `save_pretrained(.., safe_serialization=True)`"
             )));
         }
-        let file = AdapterFile::read(&weights_path, self.config.vision.is_none())?;
+        let file = AdapterFile::read(&weights_path, self.config.vision().is_none())?;
         let AdapterFile { mut matrices, mut whole } = file;
         let (mut params, mut adapted) = (Vec::new(), Vec::new());
         for linear in self.linears_mut() {
@@ -184,11 +184,13 @@ impl Model {
         if self.is_absent(name) || tensor::memory::is_planning() {
             return Ok(());
         }
-        let tied = self.decoder.is_tied() && name == format!("{}.weight", self.decoder.lm_head.path);
-        if tied && config.modules_to_save.iter().any(|module| "lm_head".ends_with(module)) {
-            return Err(tied_error("lm_head").to_string());
+        let module = name.strip_suffix(".weight").unwrap_or(name);
+        let table = self.tied().filter(|(_, sharing)| sharing.iter().any(|path| path == module));
+        let memory = names::in_memory(module);
+        if table.is_some() && config.modules_to_save.iter().any(|saved| memory.ends_with(saved)) {
+            return Err(tied_error(&memory).to_string());
         }
-        let name = if tied { self.decoder.embed_tokens.name() } else { name };
+        let name = table.as_ref().map_or(name, |(table, _)| table.name());
         let Some(p) = self.params.iter().find(|p| p.name == name) else {
             return Err(format!("tensor `{}` has no place in the model", found.key));
         };
@@ -232,7 +234,8 @@ impl Model {
         }
         std::fs::create_dir_all(dir).map_err(|e| ModelError::Adapter(format!("`{}`: {e}", dir.display())))?;
         hub::write_safetensors(dir.join(WEIGHTS_FILE), &out, &[("format", "pt")])?;
-        let config = adapter.config.to_json(base_model);
+        let task = if self.config.seq2seq().is_some() { "SEQ_2_SEQ_LM" } else { "CAUSAL_LM" };
+        let config = adapter.config.to_json(base_model, task);
         hub::atomic_write(dir.join(CONFIG_FILE), format!("{config:#}\n").as_bytes())?;
         Ok(())
     }
@@ -269,8 +272,12 @@ impl Model {
     pub fn modules_to_save(&self, modules: &[String]) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for module in modules {
-            let tied = self.decoder.is_tied() && (module.ends_with("lm_head") || module.ends_with("embed_tokens"));
-            if tied {
+            let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
+            let is_tied = self.tied().is_some_and(|(table, sharing)| {
+                let table = table.name().trim_end_matches(".weight").to_owned();
+                sharing.iter().chain([&table]).any(|path| last(path) == last(module))
+            });
+            if is_tied {
                 return Err(tied_error(module));
             }
             let mut found = false;
@@ -289,10 +296,9 @@ impl Model {
     }
 
     fn refuse_tied(&self, saved: &[String]) -> Result<()> {
-        let table = self.decoder.embed_tokens.name();
-        match self.decoder.is_tied() && saved.iter().any(|name| name == table) {
-            true => Err(tied_error(table)),
-            false => Ok(()),
+        match self.tied().filter(|(table, _)| saved.iter().any(|name| name == table.name())) {
+            Some((table, _)) => Err(tied_error(table.name())),
+            None => Ok(()),
         }
     }
 
@@ -396,8 +402,11 @@ fn attach(
     alpha: f64,
     params: &mut Vec<NamedParam>,
 ) -> Result<()> {
-    if linear.path.ends_with("lm_head") && linear.weights.weight.name().ends_with("embed_tokens.weight") {
-        return Err(ModelError::Adapter("`lm_head` is tied to the embedding table and cannot carry an adapter".into()));
+    if linear.weights.weight.name() != format!("{}.weight", linear.path) {
+        let name = names::in_memory(&linear.path);
+        return Err(ModelError::Adapter(format!(
+            "`{name}` is tied to the embedding table and cannot carry an adapter"
+        )));
     }
     let rank = a.shape()[0];
     let mut register = |letter: &str, value: Tensor| {

@@ -5,7 +5,8 @@ pub mod llava;
 pub mod native;
 pub mod vit;
 
-use crate::config::{ModelConfig, VisionKind};
+use crate::config::{CausalConfig, QwenVlConfig, VisionKind};
+use crate::decoder::OwnedPositions;
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::model::{ModelInput, Visual};
@@ -18,19 +19,21 @@ use tensor::{Tape, Tensor, Var, profile};
 pub enum VisionSide {
     /// Pictures of one size through SigLIP or CLIP, and a projector.
     Llava(LlavaSide),
-    /// Patches of pictures of any size, and a merger.
-    Native(NativeTower),
+    /// Patches of pictures of any size, a merger, and positions of three numbers.
+    Native(NativeTower, QwenVlConfig),
 }
 
 impl VisionSide {
     /// Builds what the configuration asks for; none for a decoder alone.
-    pub(crate) fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Option<VisionSide>> {
+    pub(crate) fn build(b: &mut Builder<'_>, config: &CausalConfig) -> Result<Option<VisionSide>> {
         Ok(match &config.vision {
             None => None,
             Some(VisionKind::Llava(llava)) => {
                 Some(VisionSide::Llava(LlavaSide::build(b, llava, config.text.hidden_size)?))
             }
-            Some(VisionKind::QwenVl(qwen)) => Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?)),
+            Some(VisionKind::QwenVl(qwen)) => {
+                Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
+            }
         })
     }
 
@@ -38,7 +41,7 @@ impl VisionSide {
     pub(crate) fn features(&self, t: &Tape, pixels: &Tensor, visuals: &[Visual], recompute: bool) -> Result<Var> {
         match self {
             VisionSide::Llava(side) => side.project(t, &side.states(t, pixels, recompute)?),
-            VisionSide::Native(tower) => {
+            VisionSide::Native(tower, _) => {
                 let span = profile::span("tower");
                 let states = tower.states(t, pixels, visuals, recompute)?;
                 drop(span);
@@ -48,13 +51,20 @@ impl VisionSide {
     }
 
     /// The side whose pictures have one size, which alone can keep what the tower made of them.
-    pub(crate) fn one_size(&self, config: &ModelConfig) -> Result<&LlavaSide> {
+    pub(crate) fn one_size(&self) -> Result<&LlavaSide> {
         match self {
             VisionSide::Llava(side) => Ok(side),
-            VisionSide::Native(_) => Err(ModelError::Input(format!(
-                "the states of a `{}` tower cannot be kept: its pictures have no common size",
-                config.model_type
-            ))),
+            VisionSide::Native(..) => Err(ModelError::Input(
+                "the states of this tower cannot be kept: its pictures have no common size".to_owned(),
+            )),
+        }
+    }
+
+    /// The positions of all tokens.
+    pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
+        match self {
+            VisionSide::Llava(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Native(_, config) => crate::mrope::positions(input, config).map(OwnedPositions::Three),
         }
     }
 
@@ -62,15 +72,7 @@ impl VisionSide {
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         match self {
             VisionSide::Llava(side) => side.linears_mut(),
-            VisionSide::Native(tower) => tower.linears_mut(),
+            VisionSide::Native(tower, _) => tower.linears_mut(),
         }
-    }
-}
-
-/// The three position numbers of every token, where the family has three.
-pub(crate) fn positions(config: &ModelConfig, input: &ModelInput) -> Result<Option<Vec<[u32; 3]>>> {
-    match &config.vision {
-        Some(VisionKind::QwenVl(qwen)) => crate::mrope::positions(input, qwen).map(Some),
-        _ => Ok(None),
     }
 }

@@ -335,7 +335,7 @@ fn what_an_adapter_brings_without_a_place_is_refused() {
 
 /// The name of the module that makes the queries.
 fn queries(model: &Model) -> &'static str {
-    if model.config().text.fused_projections { "qkv_proj" } else { "q_proj" }
+    if model.config().causal().unwrap().text.fused_projections { "qkv_proj" } else { "q_proj" }
 }
 
 #[test]
@@ -353,7 +353,7 @@ fn a_bare_name_adapts_the_decoder_alone_and_says_so_to_peft() {
             alpha_pattern: Vec::new().into_iter().collect(),
         };
         let adapted = model.add_lora(&config, 3).unwrap();
-        let layers = model.config().text.num_layers;
+        let layers = model.config().causal().unwrap().text.num_layers;
         assert_eq!(adapted.len(), 2 * layers, "{}", base.name());
         let (dir, _guard) = out_dir(&format!("{}+fresh", base.name()));
         model.save_adapter(&dir, &base.name()).unwrap();

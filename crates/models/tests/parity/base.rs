@@ -81,12 +81,12 @@ fn every_folder_loads_whole_under_the_hub_names() {
 
 #[test]
 fn every_family_has_a_fixture() {
-    let kinds: Vec<String> = fixtures()
-        .iter()
+    let all = fixtures().into_iter().chain(crate::seq2seq::folders());
+    let kinds: Vec<String> = all
         .map(|f| crate::fixture::json(&f.dir.join("config.json"))["model_type"].as_str().unwrap().to_owned())
         .collect();
     for family in models::FAMILIES {
-        assert!(kinds.iter().any(|kind| kind == family), "no folder of fixtures/models is a `{family}`");
+        assert!(kinds.iter().any(|kind| kind == family), "no folder of fixtures is a `{family}`");
     }
 }
 
@@ -315,7 +315,7 @@ fn the_tolerances_notice_a_small_error() {
 fn a_cache_that_outgrows_the_switch_starts_again() {
     let fixture = Fixture::open(root().join("text_phi3_longrope"));
     let model = load(&fixture);
-    let switch = model.config().text.rope.switch().unwrap();
+    let switch = model.config().causal().unwrap().text.rope.switch().unwrap();
     let ids = fixture.samples()[0].ids.clone();
     let part = |len: usize| Sample {
         ids: ids[..len].to_vec(),

@@ -20,13 +20,13 @@ const ROUNDING: f64 = 0.003_906_25 * 0.577_35 * 0.735_5;
 /// scale is the worst case, but norms and the softmax may make an error larger than it was: a factor of 2 on the whole covers
 /// gains of that size.
 fn bound(config: &ModelConfig) -> f64 {
-    let tower = match &config.vision {
+    let tower = match config.vision() {
         None => 0,
         Some(VisionKind::Llava(llava)) => 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5,
         // Behind the blocks a norm, and two weights and two activations of the merger.
         Some(VisionKind::QwenVl(qwen)) => 2 + 11 * qwen.vision.num_layers + 5,
     };
-    let roundings = tower + 11 * config.text.num_layers + 2;
+    let roundings = tower + 11 * config.causal().unwrap().text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()
 }
 
@@ -100,7 +100,7 @@ fn the_bound_notices_a_broken_path() {
             ("layers.0.self_attn.v_proj", 1.2),
         ] {
             let model = load(&fixture);
-            let fused = model.config().text.fused_projections && part.ends_with(".v_proj");
+            let fused = model.config().causal().unwrap().text.fused_projections && part.ends_with(".v_proj");
             let part = if fused { "layers.0.self_attn.qkv_proj" } else { part };
             scale(&model, part, factor);
             let (all, _) = error(&model, &fixture);

@@ -1,5 +1,5 @@
-//! Every checkpoint folder of `fixtures/models` against what `transformers` and `peft` computed with it. Owns no golden
-//! data: the generators are in `tools/oracle`, the layout is described in `fixtures/models/README.md`.
+//! Every checkpoint folder of `fixtures/models` and `fixtures/seq2seq` against what `transformers` and `peft` computed with it. Owns no golden
+//! data: the generators are in `tools/oracle`, the layouts are described in their `README.md`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are outside `#[test]` functions.
 
@@ -10,3 +10,5 @@ mod compare;
 mod fixture;
 mod pictures;
 mod saved;
+mod seq2seq;
+mod text_pairs;

@@ -7,6 +7,7 @@
 
 mod alias;
 mod data_section;
+mod deepspeed;
 mod field;
 mod flatten;
 mod node;
@@ -80,7 +81,11 @@ impl Plan {
         let mut problems = Vec::new();
         let mut source = flatten_file(&schema, &root, &mut problems);
         apply_overrides(&schema, &mut source, overrides, &mut problems);
-        let plan = Plan::from_source(&source, &mut problems);
+        let mut plan = Plan::from_source(&source, &mut problems);
+        if let Some(file) = plan.parallel.deepspeed.clone().filter(|_| problems.is_empty()) {
+            let place = source.given.get("parallel.deepspeed").map_or(Place::Plan, |given| given.place.clone());
+            problems.extend(deepspeed::apply(&mut plan, &file, &place));
+        }
         // Contradictions among values that could not be read would only repeat the first message in other words.
         if problems.is_empty() {
             problems = validate::problems(&plan, &source);

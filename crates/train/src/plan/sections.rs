@@ -47,6 +47,8 @@ choice! {
         Constant = "constant";
         /// Linear warm-up, then constant.
         ConstantWithWarmup = "constant_with_warmup";
+        /// Warm-up by `ln(step + 1) / ln(warm-up)`, then constant: DeepSpeed's `WarmupLR`.
+        ConstantWithLogWarmup = "constant_with_log_warmup";
         /// Linear warm-up, then linear to 0.
         Linear = "linear";
         /// Linear warm-up, then a cosine to 0.
@@ -269,7 +271,8 @@ section! {
         zero_stage: u64 = 0;
         /// What is kept in host memory; only `none` is built.
         offload: Offload = Offload::None;
-        /// A DeepSpeed configuration to take settings from. Not built yet.
+        /// A DeepSpeed configuration (`ds_config.json`): what the plan leaves open is taken from it, what contradicts it is refused.
+        /// One device has nothing for ZeRO to divide; ranks that the file counts on become accumulation.
         deepspeed: Option<PathBuf> = None;
     }
 }

@@ -91,9 +91,6 @@ impl Findings<'_> {
             let message = format!("`parallel.offload: {}` is not built yet", parallel.offload.word());
             self.add("parallel.offload", message, "write `offload: none`");
         }
-        if parallel.deepspeed.is_some() {
-            self.add("parallel.deepspeed", "`parallel.deepspeed` is not built yet", "write its settings into `train`");
-        }
         if tracking.report_to.iter().any(|tracker| tracker != "none") {
             let message = format!("`tracking.report_to: [{}]` is not built yet", tracking.report_to.join(", "));
             self.add("tracking.report_to", message, "remove it; `metrics.jsonl` holds every step");

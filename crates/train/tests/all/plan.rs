@@ -149,7 +149,7 @@ fn values_of_the_wrong_kind() {
     check(
         "  lr_scheduler_type: step\n",
         &[],
-        "line 7, column 22: `train.lr_scheduler_type` must be one of `constant`, `constant_with_warmup`, `linear`, `cosine`, `polynomial`, found `step`",
+        "line 7, column 22: `train.lr_scheduler_type` must be one of `constant`, `constant_with_warmup`, `constant_with_log_warmup`, `linear`, `cosine`, `polynomial`, found `step`",
     );
     check(
         "  max_shard_size: 5XB\n",
@@ -244,11 +244,6 @@ fn what_is_not_built_is_refused_by_name() {
         "parallel: {offload: optimizer}\n",
         &[],
         "line 7, column 12: `parallel.offload: optimizer` is not built yet\n  hint: write `offload: none`",
-    );
-    check(
-        "deepspeed: ds.json\n",
-        &[],
-        "line 7, column 1: `parallel.deepspeed` is not built yet\n  hint: write its settings into `train`",
     );
     check(
         "report_to: [wandb]\n",

@@ -9,4 +9,7 @@
 mod compare;
 #[path = "../../../models/tests/parity/fixture.rs"]
 mod fixture;
+mod seq2seq;
 mod steps;
+#[path = "../../../models/tests/parity/text_pairs.rs"]
+mod text_pairs;

@@ -86,6 +86,7 @@ fn batch(samples: &[&Sample], numbers: &[u64], placeholders: &[u32]) -> Batch {
         visuals: visuals.collect(),
         sample_ids: numbers.iter().map(|n| format!("sample{n}")).collect(),
         sample_index: numbers.to_vec(),
+        target: None,
     }
 }
 

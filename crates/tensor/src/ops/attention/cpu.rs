@@ -12,6 +12,7 @@ use crate::error::Result;
 use crate::gemm::{Left, Mat, Pooled, Right, Tiles, Unit};
 use crate::gradients::Write;
 use crate::memory;
+use crate::ops::dropout::Dropout;
 use crate::simd::{multiversion, sum_zip};
 use crate::threads::{self, Shared};
 
@@ -121,6 +122,11 @@ fn work(spec: &AttentionSpec) -> usize {
     pairs.sum::<usize>() * spec.num_heads * spec.head_dim
 }
 
+/// Blocks of four random words that the probabilities of a query take.
+fn row_blocks(spec: &AttentionSpec) -> u64 {
+    spec.cu_k.windows(2).map(|pair| (pair[1] - pair[0]).div_ceil(4) as u64).max().unwrap_or(0)
+}
+
 /// Right sides of every sequence and key/value head, packed once.
 struct PackedHeads<P> {
     panels: Pooled<P>,
@@ -176,6 +182,7 @@ impl<P: Unit> PackedHeads<P> {
 /// Writes o and the log-sum-exp `[heads, queries]`, to the base 2.
 pub(super) fn forward<P: Unit, E: Element>(
     spec: &AttentionSpec,
+    dropout: Option<&Dropout>,
     [q, k, v]: Inputs<'_>,
     o: RowsMut<'_, E>,
     lse: &mut [f32],
@@ -189,6 +196,7 @@ pub(super) fn forward<P: Unit, E: Element>(
     let all: Vec<Tile> = (0..spec.cu_q.len() - 1).flat_map(|s| tiles(spec, s, step)).collect();
     let lse = Shared::new(lse);
     let scale = spec.scale * LOG2_E;
+    let blocks = row_blocks(spec);
     let width = tools.padded(d);
     let panel_units = tools.left_size(step, d) + tools.left_size(step, KEYS);
     let _scratch = memory::scratch(
@@ -217,6 +225,9 @@ pub(super) fn forward<P: Unit, E: Element>(
                 soft.iter_mut().zip(scores.chunks_exact_mut(KEYS).zip(sums.chunks_exact_mut(width))).enumerate()
             {
                 soften(&mut scores[..keys.len()], tile.visible(row, &keys), soft, sums);
+                if let Some(dropout) = dropout {
+                    dropout.apply_in_row((at + row) as u64, blocks, local.start, &mut scores[..keys.len()]);
+                }
             }
             let p = tools.pack_left(Mat::strided(scores, rows, keys.len(), KEYS), p_panels);
             let right = values_packed.keys(&tools, tile.sequence, head / group, local, d);
@@ -251,6 +262,7 @@ pub(super) struct Kept<'a, E> {
 /// Writes the gradients of queries, keys and values.
 pub(super) fn backward<P: Unit, E: Element>(
     spec: &AttentionSpec,
+    dropout: Option<&Dropout>,
     [q, k, v]: Inputs<'_>,
     kept: &Kept<'_, E>,
     [dq, dk, dv]: [RowsMut<'_, E>; 3],
@@ -275,7 +287,8 @@ pub(super) fn backward<P: Unit, E: Element>(
         let at = (head * num_keys + keys.start) * width..(head * num_keys + keys.end) * width;
         // SAFETY: the keys of this sequence and head belong to this task.
         let (dk, dv) = unsafe { (dk_shared.slice(at.clone()), dv_shared.slice(at)) };
-        BackwardTask { tools: &tools, spec, q, kept, sides: &sides, sequence, head, num_queries }.run(dq, dk, dv)
+        BackwardTask { tools: &tools, spec, dropout, q, kept, sides: &sides, sequence, head, num_queries }
+            .run(dq, dk, dv)
     })?;
     for (from, to) in [(dk_heads, dk), (dv_heads, dv)] {
         add_heads(spec, from.get(), num_keys, width, to);
@@ -336,6 +349,7 @@ struct BackwardSides<P> {
 struct BackwardTask<'a, P, E> {
     tools: &'a Tiles<P>,
     spec: &'a AttentionSpec,
+    dropout: Option<&'a Dropout>,
     q: Mat<'a>,
     kept: &'a Kept<'a, E>,
     sides: &'a BackwardSides<P>,
@@ -350,6 +364,7 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
         let (step, width, units) = (BACKWARD_QUERY_PANELS * tools.rows(), tools.padded(d), d.div_ceil(P::DEPTHS));
         let (head, kv_head) = (self.head, self.head / (spec.num_heads / spec.num_kv_heads));
         let columns = head * d..(head + 1) * d;
+        let blocks = row_blocks(spec);
         dk.fill(0.0);
         dv.fill(0.0);
         let mut scratch = Scratch::<P>::new(tools, d)?;
@@ -382,7 +397,16 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
                 tools.run(g_side, values_side, units, ds, BACKWARD_KEYS, Write::Replace, 1.0);
                 let scores = p.chunks_exact_mut(BACKWARD_KEYS).zip(ds.chunks_exact_mut(BACKWARD_KEYS)).take(rows);
                 for (row, (p, ds)) in scores.enumerate() {
+                    // The probabilities that the values were multiplied with, and those that the softmax gave.
+                    let mask = |x: &mut [f32]| {
+                        if let Some(dropout) = self.dropout {
+                            let query = head * self.num_queries + tile.queries.start + row;
+                            dropout.apply_in_row(query as u64, blocks, first, &mut x[..n]);
+                        }
+                    };
+                    mask(ds);
                     score_gradient(&mut p[..n], &mut ds[..n], tile.visible(row, &keys), lse[row], dots[row]);
+                    mask(p);
                 }
                 let (p, ds) = (Mat::strided(p, rows, n, BACKWARD_KEYS), Mat::strided(ds, rows, n, BACKWARD_KEYS));
                 let (depth, at) = (rows.div_ceil(P::DEPTHS), first * width..(first + n) * width);

@@ -6,6 +6,9 @@
 //! of queries and keys. Causal masks are aligned at the end (the last query sees the last key). A query that sees no
 //! key gives 0. A window lets a query see no more than its last keys. Softmax in f32 with the maximum subtracted.
 //!
+//! With dropout of probability p, o = sum of p_j keep_j / (1 - p) v_j: probabilities are masked after the softmax, with masks
+//! that are drawn again in backward. D stays the same: it sums over what o was made of.
+//!
 //! Kept: q, k, v, o and the log-sum-exp of each query and head; scores live in a tile
 //! of a few queries by a few hundred keys and are computed again in backward (Dao et al. 2022): with p = exp(scale q.k - lse),
 //! D = sum of do * o, ds = p * (do.v - D): dv = p^T.do, dq = scale ds.k, dk = scale ds^T.q.
@@ -24,6 +27,7 @@ use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gemm::{Arithmetic, Mat, with_units};
+use crate::ops::dropout::Dropout;
 use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -170,7 +174,12 @@ impl Layout {
         }
     }
 
-    fn backward(&self, spec: &AttentionSpec, o: &Tensor, lse: &Tensor, g: &Tensor) -> Result<Vec<Tensor>> {
+    fn backward(
+        &self,
+        spec: &AttentionSpec,
+        dropout: Option<Dropout>,
+        [o, lse, g]: [&Tensor; 3],
+    ) -> Result<Vec<Tensor>> {
         // The scores again, and the products of four gradients.
         profile::add_flops(10 * spec.work());
         let mut gradients = self.gradients()?;
@@ -192,7 +201,7 @@ impl Layout {
                 g_mat: Mat::of(g)?,
             };
             let arithmetic = Arithmetic::of(self.dtype());
-            with_units!(arithmetic, P => cpu::backward::<P, E>(spec, self.mats(widths)?, &kept, to))?;
+            with_units!(arithmetic, P => cpu::backward::<P, E>(spec, dropout.as_ref(), self.mats(widths)?, &kept, to))?;
         });
         Ok(gradients)
     }
@@ -201,14 +210,25 @@ impl Layout {
 impl Tape {
     /// softmax(scale * q.k^T).v by head and sequence; q `[tq, nq * d]`, k and v `[tk, nkv * d]`.
     pub fn attention(&self, q: &Var, k: &Var, v: &Var, spec: &AttentionSpec) -> Result<Var> {
+        self.attention_with_dropout([q, k, v], spec, 0.0)
+    }
+
+    /// As [`Tape::attention`] of queries, keys and values, with dropout of probabilities. Off on an inference tape.
+    pub fn attention_with_dropout(&self, [q, k, v]: [&Var; 3], spec: &AttentionSpec, dropout: f32) -> Result<Var> {
         let places =
             vec![self.place("attention", "q", q)?, self.place("attention", "k", k)?, self.place("attention", "v", v)?];
         spec.check(q.value(), k.value(), v.value())?;
-        self.attend(Layout::Apart([q.value().clone(), k.value().clone(), v.value().clone()]), places, spec)
+        let layout = Layout::Apart([q.value().clone(), k.value().clone(), v.value().clone()]);
+        self.attend(layout, places, spec, dropout)
     }
 
     /// As [`Tape::attention`] of one tensor `[t, (nq + 2 nkv) * d]` that holds queries, keys and values side by side.
     pub fn self_attention(&self, qkv: &Var, spec: &AttentionSpec) -> Result<Var> {
+        self.self_attention_with_dropout(qkv, spec, 0.0)
+    }
+
+    /// As [`Tape::self_attention`] with dropout of probabilities. Off on an inference tape.
+    pub fn self_attention_with_dropout(&self, qkv: &Var, spec: &AttentionSpec, dropout: f32) -> Result<Var> {
         let op = "attention";
         let places = vec![self.place(op, "qkv", qkv)?];
         spec.check_heads()?;
@@ -221,18 +241,19 @@ impl Tape {
         }
         with_element!(op, "qkv", qkv.value().dtype(), E => { E::of(qkv.value())?; });
         spec.check_rows(t, t)?;
-        self.attend(Layout::Together(qkv.value().clone()), places, spec)
+        self.attend(Layout::Together(qkv.value().clone()), places, spec, dropout)
     }
 
-    fn attend(&self, layout: Layout, places: Vec<Option<usize>>, spec: &AttentionSpec) -> Result<Var> {
+    fn attend(&self, layout: Layout, places: Vec<Option<usize>>, spec: &AttentionSpec, dropout: f32) -> Result<Var> {
         let _span = profile::span("attention");
-        let (o, lse) = run(spec, &layout)?;
+        let dropout = Dropout::next(self, dropout)?;
+        let (o, lse) = run(spec, dropout, &layout)?;
         if places.iter().all(Option::is_none) {
             return Ok(self.constant(o));
         }
         let (spec, kept) = (spec.clone(), o.clone());
         Ok(self.push_op(o, move |g, sweep| {
-            let gradients = layout.backward(&spec, &kept, &lse, &g)?;
+            let gradients = layout.backward(&spec, dropout, [&kept, &lse, &g])?;
             drop((layout, kept, g));
             for (place, gradient) in places.into_iter().zip(gradients) {
                 sweep.give(place, gradient)?;
@@ -243,7 +264,7 @@ impl Tape {
 }
 
 /// o and the log-sum-exp `[heads, tq]` of checked inputs.
-fn run(spec: &AttentionSpec, inputs: &Layout) -> Result<(Tensor, Tensor)> {
+fn run(spec: &AttentionSpec, dropout: Option<Dropout>, inputs: &Layout) -> Result<(Tensor, Tensor)> {
     let (num_queries, widths) = (inputs.num_queries(), spec.widths());
     profile::add_flops(4 * spec.work());
     let mut o = Tensor::stale(&[num_queries, widths[0]], inputs.dtype())?;
@@ -251,7 +272,7 @@ fn run(spec: &AttentionSpec, inputs: &Layout) -> Result<(Tensor, Tensor)> {
     with_element!("attention", "q", inputs.dtype(), E => {
         let rows = RowsMut { data: Shared::new(E::of_mut(&mut o)?), start: 0, stride: widths[0] };
         let arithmetic = Arithmetic::of(inputs.dtype());
-        with_units!(arithmetic, P => cpu::forward::<P, E>(spec, inputs.mats(widths)?, rows, lse.f32s_mut()?))?;
+        with_units!(arithmetic, P => cpu::forward::<P, E>(spec, dropout.as_ref(), inputs.mats(widths)?, rows, lse.f32s_mut()?))?;
     });
     Ok((o, lse))
 }

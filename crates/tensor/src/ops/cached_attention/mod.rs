@@ -1,7 +1,7 @@
 //! Attention of the newest rows of sequences over their key/value caches, as in generating token by token: the last query of
 //! a sequence sees its last key, earlier queries see one key less each; under a window, of those the last ones.
 //!
-//! qkv `[t, (nq + 2 nkv) * d]`, of which the queries are read; caches `[tk, nkv * d]`; o `[t, nq * d]`; all f32 or all bf16,
+//! qkv `[t, (nq + 2 nkv) * d]`, of which the queries are read, or these alone, `[t, nq * d]`; caches `[tk, nkv * d]`; o `[t, nq * d]`; all f32 or all bf16,
 //! with f32 sums. Nothing is packed: the heads of a group are rows of one thin product with the keys, and every value is read
 //! once for each query and some heads of a group. A query's result does not depend on the queries beside it. No gradient.
 
@@ -38,12 +38,12 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
     let op = "attention_cached";
     let (d, group) = (spec.head_dim, spec.num_heads / spec.num_kv_heads.max(1));
     let (nq, nkv) = (spec.num_heads * d, spec.num_kv_heads * d);
-    let [t, width] = *qkv.shape() else {
-        return Err(Error::shape(op, "qkv", format!("[t, {}]", nq + 2 * nkv), qkv.shape()));
-    };
-    if width != nq + 2 * nkv {
-        return Err(Error::shape(op, "qkv", format!("[t, {}]", nq + 2 * nkv), qkv.shape()));
+    let wrong = || Error::shape(op, "qkv", format!("[t, {nq}] or [t, {}]", nq + 2 * nkv), qkv.shape());
+    let [t, width] = *qkv.shape() else { return Err(wrong()) };
+    if width != nq && width != nq + 2 * nkv {
+        return Err(wrong());
     }
+    let row_heads = width / d.max(1);
     let mut queries = vec![];
     for sequence in sequences {
         let (rows, keys, values) = (&sequence.rows, sequence.keys, sequence.values);
@@ -78,7 +78,7 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
     profile::add_flops(2 * work as u64);
     let mut scores = Tensor::stale(&[t * spec.num_heads, longest], DType::F32)?;
     let scores = Shared::new(scores.f32s_mut()?);
-    let heads = qkv.reshape(&[t * (spec.num_heads + 2 * spec.num_kv_heads), d])?;
+    let heads = qkv.reshape(&[t * row_heads, d])?;
     with_element!(op, "qkv", qkv.dtype(), E => {
         let to = Shared::new(E::of_mut(&mut o)?);
         threads::try_for_each_task(t * spec.num_kv_heads, work, |task| {
@@ -93,7 +93,7 @@ pub fn attention_cached(qkv: &Tensor, sequences: &[CachedRows<'_>], spec: &Atten
                 (scores.slice(start..start + group * seen), to.slice(row * nq + columns.start..row * nq + columns.end))
             };
             let keys = Mat::of(&keys)?.rows(range.clone()).columns(kv * d..(kv + 1) * d);
-            let first = row * (spec.num_heads + 2 * spec.num_kv_heads) + kv * group;
+            let first = row * row_heads + kv * group;
             let q = Mat::of(&heads)?.rows(first..first + group);
             let product = Output::new(MatMut::new(scores, group, seen), Write::Replace, q, keys.t());
             multiply_few_rows(Arithmetic::of(qkv.dtype()), vec![product.scaled(spec.scale)])?;

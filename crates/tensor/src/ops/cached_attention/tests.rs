@@ -69,7 +69,13 @@ impl Case {
             .collect();
         let sequences: Vec<CachedRows<'_>> =
             ranges.into_iter().zip(&buffers).map(|(rows, [keys, values])| CachedRows { rows, keys, values }).collect();
-        attention_cached(&qkv, &sequences, &self.spec()).unwrap().to_vec_f32().unwrap()
+        let found = attention_cached(&qkv, &sequences, &self.spec()).unwrap().to_vec_f32().unwrap();
+        let queries = self.num_heads * self.d;
+        let alone: Vec<f32> = rows.chunks_exact(width).flat_map(|row| &row[..queries]).copied().collect();
+        let alone = Tensor::from_f32(&alone, &[rows.len() / width, queries]).unwrap().cast(self.dtype).unwrap();
+        let again = attention_cached(&alone, &sequences, &self.spec()).unwrap().to_vec_f32().unwrap();
+        assert_eq!(again, found, "queries without keys and values beside them");
+        found
     }
 
     /// Whether every element is right, the oldest `forgotten` keys being left out of the expectation.

@@ -6,6 +6,7 @@
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::gradients::Write;
+use crate::memory;
 use crate::rng::Stream;
 use crate::simd::multiversion;
 use crate::tape::{Tape, Var};
@@ -35,6 +36,13 @@ impl Dropout {
         Ok(Some(Dropout { stream: tape.next_stream(), threshold, scale: 1.0 / (1.0 - p) }))
     }
 
+    /// Masks a part of a row in place: its elements from `first` on, a multiple of 4, in row `row` of a table whose rows take
+    /// `blocks` blocks of random words each.
+    pub(crate) fn apply_in_row(&self, row: u64, blocks: u64, first: usize, part: &mut [f32]) {
+        debug_assert!(first.is_multiple_of(4));
+        mask_piece(self, row * blocks + first as u64 / 4, part);
+    }
+
     /// to (+)= mask(from).
     pub(crate) fn apply<E: Element>(&self, from: &[E], to: &mut [E], write: Write) {
         threads::for_each_rows(to, 1, |range, to| apply_piece(self, range.start, &from[range], to, write));
@@ -54,7 +62,26 @@ multiversion! {
     }
 }
 
+multiversion! {
+    /// The elements that belong to the random blocks from `block` on.
+    fn mask_piece(mask: &Dropout, block: u64, x: &mut [f32]) {
+        for (i, x) in x.chunks_mut(4).enumerate() {
+            let words = mask.stream.block(block + i as u64);
+            for (x, word) in x.iter_mut().zip(words) {
+                *x = if word < mask.threshold { 0.0 } else { *x * mask.scale };
+            }
+        }
+    }
+}
+
 impl Tape {
+    /// Whether something as a whole is left out, with probability `p`: the layer of LayerDrop (Fan et al. 2020). Never on an
+    /// inference tape, nor in a plan, which reckons with everything.
+    pub fn leaves_out(&self, p: f32) -> Result<bool> {
+        let Some(mask) = Dropout::next(self, p)? else { return Ok(false) };
+        Ok(!memory::is_planning() && mask.stream.block(0)[0] < mask.threshold)
+    }
+
     /// Zeroes elements with probability `p` and scales the others by 1/(1-p). Off on an inference tape.
     pub fn dropout(&self, x: &Var, p: f32) -> Result<Var> {
         let place = self.place("dropout", "x", x)?;
@@ -97,6 +124,14 @@ mod tests {
         assert!((dropped - 0.25).abs() < 0.008, "five standard deviations: {dropped}");
         assert!(y.iter().all(|&v| v == 0.0 || v == 1.0 / 0.75));
         assert!(y.iter().zip(&dx).all(|(&y, &dx)| dx == 2.0 * y));
+    }
+
+    #[test]
+    fn a_whole_is_left_out_as_often_as_asked() {
+        let tape = Tape::record().with_rng(5, 1);
+        let count = (0..10_000).filter(|_| tape.leaves_out(0.3).unwrap()).count() as f64 / 10_000.0;
+        assert!((count - 0.3).abs() < 0.023, "five standard deviations: {count}");
+        assert!((0..100).all(|_| !Tape::inference().leaves_out(0.9).unwrap() && !tape.leaves_out(0.0).unwrap()));
     }
 
     #[test]
