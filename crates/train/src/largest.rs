@@ -1,7 +1,7 @@
 //! Owns the search for the largest micro-batch of a run: from the sizes of all records where `train.preflight` asks for it, else
 //! from those of a sample. It refuses to plan or to run what it finds.
 
-use data::{DataError, Encoded, OnBadMedia, largest_batches, measure_records};
+use data::{DataError, EncodeOptions, Encoded, OnBadMedia, largest_batches, measure_records};
 
 use crate::error::Result;
 use crate::plan::Plan;
@@ -37,7 +37,9 @@ pub(crate) fn largest_micro_batches(plan: &Plan, data: &DataSide) -> Result<Vec<
 }
 
 fn encode(data: &DataSide, index: u64) -> std::result::Result<Encoded, DataError> {
-    data.processor.encode(&data.dataset.get(index)?, &data.options.encode)
+    // A look at records is no part of the run.
+    let options = EncodeOptions { skip_frame_cache: true, ..data.options.encode.clone() };
+    data.processor.encode(&data.dataset.get(index)?, &options)
 }
 
 /// A micro-batch of the longest records of a sample. Records that cannot be encoded are the run's business, each in its place.

@@ -207,8 +207,8 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
     let mut modules: Vec<String> = Vec::new();
     for name in also_train {
         let found: Vec<String> = match name.as_str() {
-            "projector" => vec!["multi_modal_projector".to_owned()],
-            "vision" => vec!["vision_tower".to_owned()],
+            "projector" => model.modules_of(Part::Projector),
+            "vision" => model.modules_of(Part::Vision),
             "llm" => {
                 return Err(TrainError::mismatch(
                     "`method.also_train: [llm]` would train the whole language model beside its own adapter",

@@ -267,6 +267,12 @@ impl Model {
         Ok(())
     }
 
+    /// The outermost modules (paths in memory) that hold the tensors of a part and no others; none where the model lacks it.
+    pub fn modules_of(&self, part: Part) -> Vec<String> {
+        let names: Vec<String> = self.params.iter().filter(|p| p.part == part).map(|p| p.name.clone()).collect();
+        self.outermost_modules(&names)
+    }
+
     /// Canonical names of the tensors in modules named by their path, the end of it, or a plan's part. Those that no
     /// forward pass reaches belong to them: PEFT wants every tensor of a module.
     pub fn modules_to_save(&self, modules: &[String]) -> Result<Vec<String>> {
