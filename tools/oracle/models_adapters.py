@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import qwen_inputs
 from common import disk_name, put, save_tensors, write_json
 from models_ref import batches_of, load_model, nll_of
+from qwen_inputs import inputs_of, is_qwen_vl, parted
 from models_specs import SPECS
 
 EVERY_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -147,6 +149,18 @@ ADAPTERS = {
             True,
         ),
     },
+    # Windows and M-RoPE: the decoder from B = 0 with the merger trained whole; tower, merger and decoder.
+    "qwen2_5_vl_hub": {
+        "fresh_merger": (
+            {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*proj", "modules_to_save": ["visual.merger"]},
+            False,
+        ),
+        "everywhere": ({"r": 2, "lora_alpha": 4, "target_modules": ["qkv", "attn.proj", "mlp.0", "q_proj", "v_proj", "gate_proj"]}, True),
+    },
+    "qwen2_vl_hub": {
+        "fresh": ({"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*proj"}, False),
+        "tower": ({"r": 3, "lora_alpha": 6, "target_modules": ["qkv", "fc1", "fc2", "mlp.2", "k_proj"]}, True),
+    },
     # Biases on every linear map and heads wider than hidden / heads.
     "clip_full_llama_bias": {
         "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
@@ -173,6 +187,10 @@ def samples_of(folder):
                 "pixels": tensors.get(f"{key}.pixel_values"),
             }
         )
+    with open(os.path.join(folder, "expected.json")) as f:
+        stored = json.load(f)["samples"]
+    if "visuals" in stored[0]:
+        return [parted({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]
     return out
 
 
@@ -234,14 +252,21 @@ def modules_of(model):
     }
 
 
+def inputs_alone(model, e):
+    """What the reference takes for one sample."""
+    if is_qwen_vl(model.config):
+        return inputs_of(model.config, e)[0]
+    kwargs = {"input_ids": torch.tensor([e["ids"]])}
+    if e["pixels"] is not None:
+        kwargs["pixel_values"] = e["pixels"]
+    return kwargs
+
+
 def logits_of(model, samples):
     out = []
     for e in samples:
-        kwargs = {"input_ids": torch.tensor([e["ids"]])}
-        if e["pixels"] is not None:
-            kwargs["pixel_values"] = e["pixels"]
         with torch.no_grad():
-            out.append(model(**kwargs).logits[0])
+            out.append(model(**inputs_alone(model, e)).logits[0])
     return out
 
 
@@ -267,7 +292,10 @@ def make(folder_name, name, seed):
     alone = logits_of(model, samples)
     for i, logits in enumerate(alone):
         out[f"sample{i}.logits"] = logits[::STRIDE].clone()
-    batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))
+    if is_qwen_vl(model.config):
+        batches = [(inputs_alone(model, e), torch.tensor([e["labels"]])) for e in samples]
+    else:
+        batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))
     count = sum(int((labels[:, 1:] != common.IGNORE).sum()) for _, labels in batches)
     loss = 0.0
     for batch, labels in batches:
@@ -291,7 +319,7 @@ def make(folder_name, name, seed):
     modules = modules_of(model)
 
     merged = model.merge_and_unload().eval()
-    spell = disk_name(merged)
+    spell = qwen_inputs.disk_name if is_qwen_vl(merged.config) else disk_name(merged)
     worst = max(float((a - b).abs().max()) for a, b in zip(alone, logits_of(merged, samples)))
     base_logits = logits_of(load_model(folder), samples)
     moved = max(float((a - b).abs().max()) for a, b in zip(alone, base_logits))

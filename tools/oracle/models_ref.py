@@ -99,10 +99,14 @@ def write_weights(spec, folder, model):
 
 
 def load_model(folder, **kwargs):
+    import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
-    kind = AutoConfig.from_pretrained(folder).model_type
+    config = AutoConfig.from_pretrained(folder)
+    kind = config.model_type
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
+    if kind in ("qwen2_vl", "qwen2_5_vl"):
+        model_class = getattr(transformers, config.architectures[0])
     model, info = model_class.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **kwargs
     )

@@ -15,9 +15,11 @@ import tempfile
 import torch
 
 import common
+import qwen_inputs
 from common import IGNORE, disk_name, put, save_tensors, write_json
 from models_adapters import pad_id, samples_of, saved_name
 from models_ref import batch_of, load_model
+from qwen_inputs import inputs_of, is_qwen_vl
 
 TRAINING = os.path.join(common.FIXTURES, "training")
 STEPS = 10
@@ -111,6 +113,31 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-2,
                  "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
     },
+    # Windows, clips in real time and the merger, whole; LoRA in the decoder with the merger beside it.
+    "full_qwen2_5_vl": {
+        "folder": "qwen2_5_vl_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_qwen2_5_vl": {
+        "folder": "qwen2_5_vl_hub",
+        "adapter": "fresh_merger",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "full_qwen2_vl": {
+        "folder": "qwen2_vl_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_qwen2_vl": {
+        "folder": "qwen2_vl_hub",
+        "adapter": "fresh",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 1e-2,
+                 "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -122,6 +149,8 @@ RUNS = {
 
 
 def part_of(name):
+    if "visual." in name:
+        return "projector" if "visual.merger." in name else "vision"
     return "vision" if "vision_tower" in name else "projector" if "multi_modal_projector" in name else "llm"
 
 
@@ -147,7 +176,7 @@ def build(run):
         return folder, model, saved_name
     for n, p in model.named_parameters():
         p.requires_grad_(part_of(n) in run["train"])
-    return folder, model, disk_name(model)
+    return folder, model, qwen_inputs.disk_name if is_qwen_vl(model.config) else disk_name(model)
 
 
 def train(run, double=False):
@@ -157,14 +186,20 @@ def train(run, double=False):
     folder, model, spell = build(run)
     if double:
         model = model.double()
-    samples, pad = samples_of(folder), pad_id(folder)
+    samples = samples_of(folder)
+    is_qwen = is_qwen_vl(model.config)
+    pad = None if is_qwen else pad_id(folder)
     start = {spell(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro_losses": [], "supervised": [], "grad_norms": [], "rates": [], "records": []}
 
     def collate(indices):
-        batch, labels = batch_of([samples[i] for i in indices], pad)
-        if double and "pixel_values" in batch:
-            batch["pixel_values"] = batch["pixel_values"].double()
+        if is_qwen:
+            (sample,) = [samples[i] for i in indices]
+            batch, labels = inputs_of(model.config, sample)[0], torch.tensor([sample["labels"]])
+        else:
+            batch, labels = batch_of([samples[i] for i in indices], pad)
+        if double:
+            batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
         log["records"].append(list(indices))
         return {**batch, "labels": labels}
 
@@ -192,6 +227,8 @@ def train(run, double=False):
             use_cpu=True, remove_unused_columns=False, seed=1, disable_tqdm=True, dataloader_num_workers=0, **run["args"],
         )
         trainer = InOrder(model=model, args=args, train_dataset=Records(len(samples)), data_collator=collate)
+        # Qwen2-VL's classes say no, and would weigh micro-batches alike whatever their tokens; their loss takes the count.
+        trainer.model_accepts_loss_kwargs = True
         trainer.train()
         decay = set(trainer.get_decay_parameter_names(model))
     groups = {"decay": [], "no_decay": []}

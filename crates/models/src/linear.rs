@@ -95,8 +95,7 @@ impl Norm {
 
     /// `LayerNorm(width)` in front of projections: it gives activations of the model's dtype.
     pub fn layer(b: &mut Builder<'_>, path: &str, width: usize, eps: f32, part: Part) -> Result<Norm> {
-        let weight = b.weight(&format!("{path}.weight"), &[width], Init::Constant(1.0), part)?;
-        let bias = b.weight(&format!("{path}.bias"), &[width], Init::Constant(0.0), part)?;
+        let [weight, bias] = b.layer_norm(path, width, part)?;
         Ok(Norm { weight, bias: Some(bias), eps, to: b.compute() })
     }
 

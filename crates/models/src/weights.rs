@@ -47,6 +47,8 @@ pub struct NamedParam {
     pub disk_dtype: DType,
     /// Whether a forward pass with an image can reach it (`post_layernorm` of a LLaVA tower cannot).
     pub reached: bool,
+    /// Whether it belongs to a LayerNorm, of which optimizers of `transformers` decay nothing whatever its name.
+    pub is_layer_norm: bool,
 }
 
 /// How a parameter starts when there is no checkpoint.
@@ -190,8 +192,18 @@ impl<'a> Builder<'a> {
             disk_shape: disk.to_vec(),
             disk_dtype,
             reached: self.reached,
+            is_layer_norm: false,
         });
         Ok(param)
+    }
+
+    /// Weight and bias of a LayerNorm.
+    pub fn layer_norm(&mut self, path: &str, width: usize, part: Part) -> Result<[Param; 2]> {
+        let first = self.params.len();
+        let weight = self.weight(&format!("{path}.weight"), &[width], Init::Constant(1.0), part)?;
+        let bias = self.weight(&format!("{path}.bias"), &[width], Init::Constant(0.0), part)?;
+        self.params[first..].iter_mut().for_each(|named| named.is_layer_norm = true);
+        Ok([weight, bias])
     }
 
     /// Builds a module that no forward pass reaches: kept for saving and for adapters that cover it, lawfully absent

@@ -128,6 +128,7 @@ mod tests {
             disk_shape: vec![values.len()],
             disk_dtype: DType::F32,
             reached: true,
+            is_layer_norm: false,
         };
         TrainedTensor { named, learning_rate: 1e-3, weight_decay: 0.0 }
     }

@@ -86,7 +86,7 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
             // What trains is f32, whatever its type on disk; operators round it where they compute in bf16.
             named.param.set_value(named.param.value().cast(DType::F32)?)?;
             let learning_rate = part_rate(plan, named.part).unwrap_or(plan.train.learning_rate);
-            let weight_decay = if takes_decay(&named.name) { plan.train.weight_decay } else { 0.0 };
+            let weight_decay = if takes_decay(named) { plan.train.weight_decay } else { 0.0 };
             tensors.push(TrainedTensor { named: named.clone(), learning_rate, weight_decay });
         }
     }
@@ -109,19 +109,15 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
     Ok(Selection { tensors, unreached, adapted_modules, parts })
 }
 
-/// Whether weight decay applies to a tensor: norms and biases take none.
-///
-/// The `Trainer` of `transformers` excludes instances of `nn.LayerNorm` and names with `bias`, `layernorm`, `rmsnorm` or a
-/// path segment `norm` or `…_norm`. The towers' `layer_norm1`, `layer_norm2` and CLIP's `pre_layrnorm` are `nn.LayerNorm`.
-pub fn takes_decay(name: &str) -> bool {
-    let name = name.to_ascii_lowercase();
-    let is_norm = |segment: &str| {
-        let stem = segment.trim_end_matches(|c: char| c.is_ascii_digit());
-        ["layernorm", "rmsnorm", "layrnorm"].iter().any(|word| segment.contains(word))
-            || stem == "norm"
-            || stem.ends_with("_norm")
-    };
-    !name.contains("bias") && !name.split('.').any(is_norm)
+/// Whether weight decay applies to a tensor, as the `Trainer` of `transformers` has it: none to tensors of `nn.LayerNorm`, and none to
+/// names with `bias`, `layernorm`, `rmsnorm` or a path segment `norm` or `…_norm`. What neither says so decays, such as the `norm1` of
+/// Qwen2.5-VL's tower, which is an RMSNorm.
+pub fn takes_decay(named: &NamedParam) -> bool {
+    let name = named.name.to_ascii_lowercase();
+    let is_norm = |segment: &str| segment == "norm" || segment.ends_with("_norm");
+    !named.is_layer_norm
+        && !["bias", "layernorm", "rmsnorm"].iter().any(|word| name.contains(word))
+        && !name.split('.').any(is_norm)
 }
 
 /// Adds a fresh adapter or loads the one to continue; returns the adapted modules.

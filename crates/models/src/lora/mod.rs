@@ -426,6 +426,7 @@ fn attach(
             disk_shape,
             disk_dtype: DType::F32,
             reached: linear.reached,
+            is_layer_norm: false,
         });
         param
     };
