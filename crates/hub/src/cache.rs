@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::atomic::atomic_write;
-use crate::checkpoint::{INDEX_FILE, SINGLE_FILE, shard_map};
+use crate::checkpoint::{INDEX_FILE, PICKLE_FILE, PICKLE_INDEX_FILE, SINGLE_FILE, shard_map};
 use crate::env::HubEnv;
 use crate::error::{HubError, Result};
 use crate::http::{Client, Job, Retry, remove_if_there, sha256_of_file};
@@ -135,13 +135,15 @@ impl Repo<'_> {
         for sibling in listing.siblings.iter().filter(|s| is_wanted(&s.rfilename)) {
             self.fetch_file(&client, &listing.sha, &sibling.rfilename, &snapshot, progress)?;
         }
-        if has(SINGLE_FILE) {
-            self.fetch_file(&client, &listing.sha, SINGLE_FILE, &snapshot, progress)?;
-        } else if has(INDEX_FILE) {
-            let shards: std::collections::BTreeSet<String> =
-                shard_map(&snapshot.join(INDEX_FILE))?.into_values().collect();
-            for shard in shards {
-                self.fetch_file(&client, &listing.sha, &shard, &snapshot, progress)?;
+        let layouts = [(SINGLE_FILE, INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE)];
+        if let Some((single, index)) = layouts.into_iter().find(|(single, index)| has(single) || has(index)) {
+            let mut files = std::collections::BTreeSet::from([single.to_owned()]);
+            if !has(single) {
+                self.fetch_file(&client, &listing.sha, index, &snapshot, progress)?;
+                files = shard_map(&snapshot.join(index))?.into_values().collect();
+            }
+            for file in files {
+                self.fetch_file(&client, &listing.sha, &file, &snapshot, progress)?;
             }
         } else if !has(ADAPTER_FILE) {
             let pickle =
@@ -234,13 +236,15 @@ fn missing_from(snapshot: &Path) -> Result<Option<String>> {
     if !has("config.json") {
         return Ok(Some("config.json".to_owned()));
     }
-    if has(SINGLE_FILE) {
-        return Ok(None);
+    for (single, index) in [(SINGLE_FILE, INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE)] {
+        if has(single) {
+            return Ok(None);
+        }
+        if has(index) {
+            return Ok(shard_map(&snapshot.join(index))?.into_values().find(|shard| !has(shard)));
+        }
     }
-    if !has(INDEX_FILE) {
-        return Ok(Some(SINGLE_FILE.to_owned()));
-    }
-    Ok(shard_map(&snapshot.join(INDEX_FILE))?.into_values().find(|shard| !has(shard)))
+    Ok(Some(SINGLE_FILE.to_owned()))
 }
 
 /// Files of a repository's top level that describe the model; weights are chosen apart.

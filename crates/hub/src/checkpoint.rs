@@ -1,5 +1,5 @@
-//! A checkpoint folder: one `model.safetensors`, or shards joined by `model.safetensors.index.json`. Owns which file holds
-//! which tensor; knows nothing of what the tensors mean.
+//! A checkpoint folder: one file of weights, or shards joined by an index, as safetensors or else as `torch.save` wrote them.
+//! Owns which file holds which tensor; knows nothing of what the tensors mean.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
@@ -9,6 +9,7 @@ use serde::Deserialize;
 
 use crate::error::{HubError, Result};
 use crate::json;
+use crate::pickle::PickleFile;
 use crate::safetensors::{SafeTensors, TensorView};
 
 /// File name of an unsharded checkpoint.
@@ -16,11 +17,60 @@ pub const SINGLE_FILE: &str = "model.safetensors";
 /// File name of a sharded checkpoint's index.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
 
+/// File name of an unsharded checkpoint of `torch.save`.
+pub(crate) const PICKLE_FILE: &str = "pytorch_model.bin";
+/// File name of the index of a sharded one.
+pub(crate) const PICKLE_INDEX_FILE: &str = "pytorch_model.bin.index.json";
+
+/// One file of weights.
+#[derive(Debug)]
+enum WeightFile {
+    Safe(SafeTensors),
+    Pickle(PickleFile),
+}
+
+impl WeightFile {
+    fn open(path: PathBuf) -> Result<WeightFile> {
+        match path.extension().is_some_and(|end| end == "bin") {
+            true => PickleFile::open(path).map(WeightFile::Pickle),
+            false => SafeTensors::open(path).map(WeightFile::Safe),
+        }
+    }
+
+    fn names(&self) -> Vec<&str> {
+        match self {
+            WeightFile::Safe(file) => file.names(),
+            WeightFile::Pickle(file) => file.names(),
+        }
+    }
+
+    fn get(&self, name: &str) -> Option<TensorView<'_>> {
+        match self {
+            WeightFile::Safe(file) => file.get(name),
+            WeightFile::Pickle(file) => file.get(name),
+        }
+    }
+
+    fn path(&self) -> &Path {
+        match self {
+            WeightFile::Safe(file) => file.path(),
+            WeightFile::Pickle(file) => file.path(),
+        }
+    }
+
+    fn data_bytes(&self) -> u64 {
+        match self {
+            WeightFile::Safe(file) => file.data_bytes(),
+            WeightFile::Pickle(file) => file.data_bytes(),
+        }
+    }
+}
+
 /// An opened checkpoint: every tensor under its name on disk.
 #[derive(Debug)]
 pub struct Checkpoint {
     dir: PathBuf,
-    files: Vec<SafeTensors>,
+    files: Vec<WeightFile>,
     owner: BTreeMap<String, usize>,
 }
 
@@ -30,27 +80,29 @@ struct Index {
 }
 
 impl Checkpoint {
-    /// Opens a folder as transformers does: `model.safetensors` first, else the index and every shard it names.
+    /// Opens a folder as transformers does: `model.safetensors` first, else the index and every shard it names, else
+    /// `pytorch_model.bin`, else its index.
     ///
     /// A tensor that lies in a shard without standing in the index counts as well (transformers loads it too), unless two
     /// shards hold it.
     ///
     /// # Errors
-    /// No weights, pickle weights only, a missing or badly named shard, a tensor that is not in its shard, a damaged file.
+    /// No weights, pickles of another name only, a missing or badly named shard, a tensor that is not in its shard, a damaged file.
     pub fn open(dir: impl AsRef<Path>) -> Result<Checkpoint> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
             return Err(HubError::NoSuchFolder { path: dir.to_path_buf() });
         }
-        let single = dir.join(SINGLE_FILE);
-        if single.is_file() {
-            let file = SafeTensors::open(&single)?;
-            let owner = file.names().into_iter().map(|name| (name.to_owned(), 0)).collect();
-            return Ok(Checkpoint { dir: dir.to_path_buf(), files: vec![file], owner });
-        }
-        let index = dir.join(INDEX_FILE);
-        if index.is_file() {
-            return Checkpoint::open_sharded(dir, &index);
+        for (single, index) in [(SINGLE_FILE, INDEX_FILE), (PICKLE_FILE, PICKLE_INDEX_FILE)] {
+            let (single, index) = (dir.join(single), dir.join(index));
+            if single.is_file() {
+                let file = WeightFile::open(single)?;
+                let owner = file.names().into_iter().map(|name| (name.to_owned(), 0)).collect();
+                return Ok(Checkpoint { dir: dir.to_path_buf(), files: vec![file], owner });
+            }
+            if index.is_file() {
+                return Checkpoint::open_sharded(dir, &index);
+            }
         }
         match find_pickle(dir)? {
             Some(file) => Err(HubError::PickleOnly { dir: dir.to_path_buf(), file }),
@@ -67,7 +119,7 @@ impl Checkpoint {
             if !path.is_file() {
                 return Err(HubError::MissingShard { index: index.to_path_buf(), shard: (*shard).clone() });
             }
-            files.push(SafeTensors::open(path)?);
+            files.push(WeightFile::open(path)?);
         }
         let mut owner = BTreeMap::new();
         for (tensor, shard) in &map {
@@ -133,7 +185,7 @@ impl Checkpoint {
 
     /// Bytes of all data sections.
     pub fn data_bytes(&self) -> u64 {
-        self.files.iter().map(SafeTensors::data_bytes).sum()
+        self.files.iter().map(WeightFile::data_bytes).sum()
     }
 }
 
@@ -141,8 +193,9 @@ impl Checkpoint {
 pub(crate) fn shard_map(index: &Path) -> Result<BTreeMap<String, String>> {
     let parsed: Index = json::read_json(index)?;
     let mut map = BTreeMap::new();
+    let end = if index.ends_with(PICKLE_INDEX_FILE) { ".bin" } else { ".safetensors" };
     for (tensor, shard) in parsed.weight_map {
-        if !is_plain_shard_name(&shard) {
+        if !is_plain_shard_name(&shard, end) {
             return Err(HubError::BadShardName { index: index.to_path_buf(), shard });
         }
         map.insert(tensor, shard);
@@ -150,8 +203,8 @@ pub(crate) fn shard_map(index: &Path) -> Result<BTreeMap<String, String>> {
     Ok(map)
 }
 
-fn is_plain_shard_name(name: &str) -> bool {
-    name.ends_with(".safetensors")
+fn is_plain_shard_name(name: &str, end: &str) -> bool {
+    name.ends_with(end)
         && !name.starts_with('.')
         && !name.contains(['/', '\\', ':', '\0'])
         && name.chars().all(|c| !c.is_control())

@@ -104,6 +104,123 @@ pub enum HeaderFault {
     },
 }
 
+/// What is wrong inside a file of `torch.save`, or what it asks for that is not done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum PickleFault {
+    /// Neither the zip format of torch nor the one before it.
+    #[error("it was not written by `torch.save`")]
+    NotTorch,
+    /// The archive around the pickle is damaged.
+    #[error("{message}")]
+    Archive {
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The bytes end too early.
+    #[error("it ends inside of what starts at byte {at} of its pickle")]
+    Cut {
+        /// Byte of the pickle, or of the file in the older format.
+        at: u64,
+    },
+    /// A pickle that torch does not write.
+    #[error("{what} (before byte {at} of its pickle)")]
+    Malformed {
+        /// What is wrong.
+        what: &'static str,
+        /// Byte of the pickle.
+        at: u64,
+    },
+    /// A name that tensors do not need; whatever it is, it is not looked up.
+    #[error("its pickle names `{name}` at byte {at}, which no tensor needs and which is not executed")]
+    Global {
+        /// Module and name.
+        name: String,
+        /// Byte of the pickle.
+        at: u64,
+    },
+    /// An opcode that makes or calls objects.
+    #[error("its pickle has opcode {name} ({opcode:#04x}) at byte {at}, which no tensor needs")]
+    Opcode {
+        /// The opcode.
+        opcode: u8,
+        /// Its name.
+        name: &'static str,
+        /// Byte of the pickle.
+        at: u64,
+    },
+    /// A call of something that is not called here.
+    #[error("its pickle calls {what} at byte {at}, which is not executed")]
+    Call {
+        /// What is called.
+        what: &'static str,
+        /// Byte of the pickle.
+        at: u64,
+    },
+    /// State for an object that has none here.
+    #[error("its pickle gives a state to {what} at byte {at}, which is not executed")]
+    State {
+        /// The object's kind.
+        what: &'static str,
+        /// Byte of the pickle.
+        at: u64,
+    },
+    /// More of something than is read.
+    #[error("it has more than {limit} {what}")]
+    Limit {
+        /// What there is too much of.
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+    },
+    /// The whole is no dict of tensors by name.
+    #[error("it holds {found}, expected a dict of tensors by name")]
+    NotDict {
+        /// What stands there.
+        found: &'static str,
+    },
+    /// A value of the dict is no tensor.
+    #[error("`{name}` is {found}, expected a tensor")]
+    NotTensor {
+        /// Its key.
+        name: String,
+        /// What stands there.
+        found: &'static str,
+    },
+    /// A tensor does not fit its storage.
+    #[error("tensor `{name}`: {reason}")]
+    Tensor {
+        /// Its name.
+        name: String,
+        /// What does not fit.
+        reason: String,
+    },
+    /// A storage is not what its tensors say.
+    #[error("storage `{key}` {reason}")]
+    Storage {
+        /// Its key.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl PickleFault {
+    /// The same with places counted from the start of the file.
+    pub(crate) fn moved(mut self, by: u64) -> PickleFault {
+        match &mut self {
+            PickleFault::Cut { at }
+            | PickleFault::Malformed { at, .. }
+            | PickleFault::Global { at, .. }
+            | PickleFault::Opcode { at, .. }
+            | PickleFault::Call { at, .. }
+            | PickleFault::State { at, .. } => *at += by,
+            _ => {}
+        }
+        self
+    }
+}
+
 /// What can go wrong in this crate.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -132,6 +249,14 @@ pub enum HubError {
         /// What is wrong.
         fault: HeaderFault,
     },
+    /// A file of `torch.save` is damaged or holds more than tensors.
+    #[error("`{path}` is not read: {fault}")]
+    Pickle {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        fault: PickleFault,
+    },
     /// A JSON file cannot be read.
     #[error("`{path}` line {line} column {column}: {message}")]
     Json {
@@ -150,8 +275,8 @@ pub enum HubError {
         /// The checkpoint folder.
         dir: PathBuf,
     },
-    /// The folder holds weights only in Python's pickle format.
-    #[error("`{dir}` holds its weights only as `{file}` (Python pickle), which is not read yet")]
+    /// The folder holds weights only in a pickle file that is not `pytorch_model.bin`.
+    #[error("`{dir}` holds its weights only as `{file}` (Python pickle), a name that transformers does not load")]
     PickleOnly {
         /// The checkpoint folder.
         dir: PathBuf,
@@ -167,7 +292,9 @@ pub enum HubError {
         shard: String,
     },
     /// The index names a shard by something that is not a plain file name.
-    #[error("`{index}` names shard `{shard}`; a shard must be a plain `.safetensors` file name inside the folder")]
+    #[error(
+        "`{index}` names shard `{shard}`; a shard must be a plain file name of the index's own kind (`.safetensors` or `.bin`) inside the folder"
+    )]
     BadShardName {
         /// The index file.
         index: PathBuf,
@@ -337,9 +464,17 @@ impl HubError {
                 }
                 _ => "the file is damaged or was not written by safetensors: fetch or export it again",
             },
+            HubError::Pickle { fault, .. } => match fault {
+                PickleFault::Cut { .. } | PickleFault::Archive { .. } | PickleFault::Storage { .. } => {
+                    "the copy is damaged or incomplete: fetch the file again"
+                }
+                _ => {
+                    "if you trust the file, load it in transformers on another machine and call `save_pretrained(dir)`, which writes safetensors"
+                }
+            },
             HubError::NoWeights { .. } => "give the folder that `save_pretrained` wrote, or a hub id `owner/name`",
             HubError::PickleOnly { .. } => {
-                "load it in transformers and call `save_pretrained(dir)`, which writes safetensors"
+                "give the folder in the layout of transformers, as its `save_pretrained(dir)` writes it"
             }
             HubError::MissingShard { .. } | HubError::NotInShard { .. } => {
                 "the checkpoint is incomplete: fetch it again"

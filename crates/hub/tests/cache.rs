@@ -100,12 +100,20 @@ fn hub(listing: &'static str, weights_tag: &'static str) -> Server {
         let tag = format!("ETag: \"{COMMIT}\"\r\n");
         match path.rsplit('/').next().unwrap() {
             "main" => answer("200 OK", "", listing.as_bytes()),
-            "model.safetensors" if method == "HEAD" => answer(
-                "302 Found",
-                &format!("X-Linked-ETag: \"{weights_tag}\"\r\nLocation: https://cdn.invalid/w\r\n"),
-                b"",
-            ),
-            "model.safetensors" => answer("200 OK", "", b"hello"),
+            "model.safetensors" | "pytorch_model.bin" | "pytorch_model-00001-of-00001.bin" if method == "HEAD" => {
+                answer(
+                    "302 Found",
+                    &format!("X-Linked-ETag: \"{weights_tag}\"\r\nLocation: https://cdn.invalid/w\r\n"),
+                    b"",
+                )
+            }
+            "model.safetensors" | "pytorch_model.bin" | "pytorch_model-00001-of-00001.bin" => {
+                answer("200 OK", "", b"hello")
+            }
+            "pytorch_model.bin.index.json" => {
+                let index = br#"{"weight_map": {"w": "pytorch_model-00001-of-00001.bin"}}"#;
+                answer("200 OK", &tag.replace("\"0", "\"e"), &body(index))
+            }
             "config.json" => answer("200 OK", &tag, &body(b"{}")),
             "tokenizer.json" => answer("200 OK", &tag.replace("\"0", "\"f"), &body(b"{ }")),
             other => panic!("`{other}` should not be asked for"),
@@ -149,10 +157,29 @@ fn weights_that_are_not_what_the_hub_promised_are_refused() {
 }
 
 #[test]
-fn a_repository_of_pickles_is_refused_before_its_weights_are_fetched() {
+fn weights_of_torch_are_fetched_where_nothing_else_is() {
     let home = tempfile::tempdir().unwrap();
     let listing = r#"{"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{"rfilename": "config.json"},
         {"rfilename": "pytorch_model.bin"}]}"#;
+    let server = hub(listing, HELLO);
+    let env = env(home.path(), &server.address, false, Some("hf_x"));
+    let dir = resolve("org/tiny", &env).unwrap();
+    assert_eq!(fs::read(dir.join("pytorch_model.bin")).unwrap(), b"hello");
+    // The same, by an index.
+    let home = tempfile::tempdir().unwrap();
+    let listing = r#"{"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{"rfilename": "config.json"},
+        {"rfilename": "pytorch_model.bin.index.json"}]}"#;
+    let server = hub(listing, HELLO);
+    let env = self::env(home.path(), &server.address, false, Some("hf_x"));
+    let dir = resolve("org/tiny", &env).unwrap();
+    assert_eq!(fs::read(dir.join("pytorch_model-00001-of-00001.bin")).unwrap(), b"hello");
+}
+
+#[test]
+fn a_repository_of_other_pickles_is_refused_before_its_weights_are_fetched() {
+    let home = tempfile::tempdir().unwrap();
+    let listing = r#"{"sha": "0123456789abcdef0123456789abcdef01234567", "siblings": [{"rfilename": "config.json"},
+        {"rfilename": "consolidated.bin"}]}"#;
     let server = hub(listing, HELLO);
     let error = resolve("org/tiny", &env(home.path(), &server.address, false, Some("hf_x"))).unwrap_err();
     assert!(matches!(error, HubError::PickleOnly { .. }), "{error}");

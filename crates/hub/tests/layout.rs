@@ -186,9 +186,9 @@ fn folders_without_safetensors_say_what_is_there() {
     assert!(matches!(error, HubError::NoWeights { .. }), "{error}");
     fs::write(dir.path().join("training_args.bin"), b"").unwrap();
     assert!(matches!(Checkpoint::open(dir.path()).unwrap_err(), HubError::NoWeights { .. }));
-    fs::write(dir.path().join("pytorch_model.bin"), b"").unwrap();
+    fs::write(dir.path().join("consolidated.00.pth"), b"").unwrap();
     let error = Checkpoint::open(dir.path()).unwrap_err();
-    assert!(error.to_string().contains("only as `pytorch_model.bin` (Python pickle)"), "{error}");
+    assert!(error.to_string().contains("only as `consolidated.00.pth` (Python pickle)"), "{error}");
     assert!(error.hint().unwrap().contains("save_pretrained"));
     let error = Checkpoint::open(dir.path().join("none")).unwrap_err();
     assert!(matches!(error, HubError::NoSuchFolder { .. }), "{error}");
@@ -222,4 +222,41 @@ fn weights_of_another_checkpoint_are_never_mixed() {
     let error = write_checkpoint(dir.path(), &state(&source), 1 << 30).unwrap_err();
     assert!(matches!(error, HubError::Exists { .. }), "{error}");
     assert!(!dir.path().join(hub::SINGLE_FILE).exists());
+}
+
+#[test]
+fn checkpoints_of_torch_hold_the_same_tensors() {
+    let expected = Checkpoint::open(fixture("single")).unwrap();
+    for name in ["bin_single", "bin_sharded"] {
+        let found = Checkpoint::open(fixture(name)).unwrap();
+        assert_eq!(found.names(), expected.names());
+        for tensor in expected.names() {
+            let (a, b) = (found.get(tensor).unwrap(), expected.get(tensor).unwrap());
+            assert_eq!((a.dtype, a.shape, a.data), (b.dtype, b.shape, b.data), "{name}: {tensor}");
+        }
+        assert_eq!(found.data_bytes(), expected.data_bytes());
+    }
+    let sharded = Checkpoint::open(fixture("bin_sharded")).unwrap();
+    assert!(sharded.file_of("layer.0.weight").unwrap().to_string_lossy().ends_with("-of-00002.bin"));
+    // Where both kinds stand, safetensors is read, as by transformers.
+    for (name, wins) in [("single", hub::SINGLE_FILE), ("sharded", "model-00004-of-00005.safetensors")] {
+        let dir = tempfile::tempdir().unwrap();
+        copy_dir(&fixture("bin_single"), dir.path());
+        fs::write(dir.path().join("pytorch_model.bin"), b"never opened").unwrap();
+        copy_dir(&fixture(name), dir.path());
+        assert!(Checkpoint::open(dir.path()).unwrap().file_of("big").unwrap().ends_with(wins), "{name}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    copy_dir(&fixture("bin_sharded"), dir.path());
+    let index = dir.path().join("pytorch_model.bin.index.json");
+    let text = fs::read_to_string(&index).unwrap();
+    for (from, to, expected) in [
+        ("pytorch_model-00002-of-00002.bin", "../m.bin", "names shard `../m.bin`; a shard must be a plain file name"),
+        ("pytorch_model-00002-of-00002.bin", "m.safetensors", "names shard `m.safetensors`"),
+        ("pytorch_model-00002-of-00002.bin", "m.bin", "names shard `m.bin`, which is not in the folder"),
+    ] {
+        fs::write(&index, text.replace(from, to)).unwrap();
+        let error = Checkpoint::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
 }

@@ -10,7 +10,7 @@ use crate::model::Model;
 use crate::names;
 use crate::weights::{NamedParam, Part, to_tensor};
 pub use config::{LoraConfig, TargetModules, match_targets};
-use hub::{OutTensor, SafeTensors};
+use hub::{OutTensor, PickleFile, SafeTensors, TensorView};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::Value;
@@ -22,7 +22,7 @@ use tensor::{DType, LinearWeights, LoraWeights, Param, Tape, Tensor};
 pub const CONFIG_FILE: &str = "adapter_config.json";
 /// File of the adapter's weights.
 pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
-/// The file of older versions, which is not read.
+/// The file of older versions, read where there is no other.
 const PICKLE_FILE: &str = "adapter_model.bin";
 const KEY_PREFIX: &str = "base_model.model.";
 
@@ -87,13 +87,9 @@ impl Model {
         let config_path = dir.join(CONFIG_FILE);
         let raw: Value = hub::json::read_json(&config_path)?;
         let config = LoraConfig::from_json(&config_path.display().to_string(), &raw)?;
-        let weights_path = dir.join(WEIGHTS_FILE);
+        let is_old = !dir.join(WEIGHTS_FILE).exists() && dir.join(PICKLE_FILE).exists();
+        let weights_path = dir.join(if is_old { PICKLE_FILE } else { WEIGHTS_FILE });
         let fail = |message: String| ModelError::Weights { path: weights_path.clone(), message };
-        if !weights_path.exists() && dir.join(PICKLE_FILE).exists() {
-            return Err(fail(format!(
-                "is missing and `{PICKLE_FILE}` is there, a pickle, which this program does not read; load the adapter with peft once and save it with `save_pretrained(.., safe_serialization=True)`"
-            )));
-        }
         let file = AdapterFile::read(&weights_path, self.config.vision().is_none())?;
         let AdapterFile { mut matrices, mut whole } = file;
         let (mut params, mut adapted) = (Vec::new(), Vec::new());
@@ -364,9 +360,19 @@ struct AdapterFile {
 
 impl AdapterFile {
     fn read(path: &Path, text_only: bool) -> Result<AdapterFile> {
-        let file = SafeTensors::open(path)?;
         let mut read = AdapterFile { matrices: BTreeMap::new(), whole: BTreeMap::new() };
-        for view in file.iter() {
+        if path.ends_with(PICKLE_FILE) {
+            let file = PickleFile::open(path)?;
+            let views = file.names().into_iter().filter_map(|name| file.get(name));
+            read.add(path, views, text_only)?;
+        } else {
+            read.add(path, SafeTensors::open(path)?.iter(), text_only)?;
+        }
+        Ok(read)
+    }
+
+    fn add<'a>(&mut self, path: &Path, views: impl Iterator<Item = TensorView<'a>>, text_only: bool) -> Result<()> {
+        for view in views {
             let tensor = to_tensor(path, &view, view.shape)?.cast(DType::F32)?;
             let key = view
                 .name
@@ -380,16 +386,16 @@ impl AdapterFile {
                 .enumerate()
                 .find_map(|(index, end)| Some((index, key.strip_suffix(end)?)));
             if let Some((index, module)) = matrix {
-                let found = read.matrices.entry(canonical(module)).or_default();
+                let found = self.matrices.entry(canonical(module)).or_default();
                 found.path = module.to_owned();
                 found.matrices[index] = Some(tensor);
             } else {
                 let is_base = key.contains(".base_layer.");
                 let name = canonical(&key.replace(".base_layer.", "."));
-                read.whole.insert(name, WholeTensor { key, tensor, is_base });
+                self.whole.insert(name, WholeTensor { key, tensor, is_base });
             }
         }
-        Ok(read)
+        Ok(())
     }
 }
 

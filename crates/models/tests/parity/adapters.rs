@@ -325,12 +325,30 @@ fn what_an_adapter_brings_without_a_place_is_refused() {
     });
     let error = load(&base).load_adapter(other.path()).unwrap_err().to_string();
     assert!(error.contains(copy) && error.contains("differs from the base model's"), "{error}");
-    // The older file is named in the hint.
+    // A file of torch must be one.
     let dir = tempfile::tempdir().unwrap();
     std::fs::copy(from.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
-    std::fs::write(dir.path().join("adapter_model.bin"), b"").unwrap();
+    std::fs::write(dir.path().join("adapter_model.bin"), b"x").unwrap();
     let error = load(&base).load_adapter(dir.path()).unwrap_err().to_string();
-    assert!(error.contains("adapter_model.bin") && error.contains("safe_serialization"), "{error}");
+    assert!(error.contains("adapter_model.bin` is not read: it was not written by `torch.save`"), "{error}");
+}
+
+/// Older versions of peft wrote the adapter by `torch.save`.
+#[test]
+fn an_adapter_of_torch_is_the_same() {
+    let base = Fixture::open(root().join("siglip_phi3_longrope"));
+    let from = base.dir.join("adapters/fused");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(from.join("adapter_config.json"), dir.path().join("adapter_config.json")).unwrap();
+    let old = root().join("../hub/pickle/adapter_model.bin");
+    std::fs::copy(old, dir.path().join("adapter_model.bin")).unwrap();
+    let (mut model, mut other) = (load(&base), load(&base));
+    model.load_adapter(dir.path()).unwrap();
+    other.load_adapter(&from).unwrap();
+    let values = |model: &Model| -> Vec<(String, Vec<u8>)> {
+        model.params().iter().map(|p| (p.name.clone(), p.param.value().to_bytes())).collect()
+    };
+    assert!(values(&model) == values(&other));
 }
 
 /// The name of the module that makes the queries.

@@ -99,6 +99,22 @@ fn a_saved_folder_gives_the_same_logits() {
     }
 }
 
+/// A checkpoint as older exporters left it: `pytorch_model.bin` of the format before zip, rotary buffers in it.
+#[test]
+fn a_checkpoint_of_torch_is_the_same() {
+    let from = root().join("text_llama");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::copy(from.join("config.json"), dir.path().join("config.json")).unwrap();
+    std::fs::copy(root().join("../hub/pickle/text_llama.bin"), dir.path().join("pytorch_model.bin")).unwrap();
+    let (model, report) = models::load(dir.path(), &LoadOptions::default()).unwrap();
+    let buffer = |layer: usize| format!("model.layers.{layer}.self_attn.rotary_emb.inv_freq");
+    assert_eq!(report.recomputed, [buffer(0), buffer(1)]);
+    // Written as safetensors, without the buffers.
+    let out = tempfile::tempdir().unwrap();
+    model.save(out.path(), u64::MAX).unwrap();
+    assert_eq!(content(out.path()), content(&from));
+}
+
 #[test]
 fn the_spelling_inside_recent_transformers_is_read_as_well() {
     for fixture in fixtures().into_iter().filter(|f| !f.name().starts_with("text_")) {

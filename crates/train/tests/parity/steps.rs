@@ -50,6 +50,10 @@ fn plan(run: &Run, recompute: bool) -> Plan {
             let dir = run.fixture.dir.join("adapters").join(name);
             ("{kind: lora}".to_owned(), format!(", adapter: {}", dir.display()))
         }
+        // A decoder alone has no other part that could be frozen.
+        None if parts == ["llm"] && run.fixture.name().starts_with("text_") => {
+            ("{kind: full}".to_owned(), String::new())
+        }
         None if parts == ["projector"] => ("{kind: projector}".to_owned(), String::new()),
         None => {
             let frozen: Vec<&str> = ["vision", "projector", "llm"].into_iter().filter(|p| !parts.contains(p)).collect();
