@@ -235,6 +235,9 @@ pub struct FrameArgs {
     /// At most this many frames of each clip
     #[arg(long, value_name = "N")]
     pub max_frames: Option<usize>,
+    /// Which frames: transformers, qwen2_vl, qwen3_vl, qwen_vl_utils, stride or segments; the model's own when not given
+    #[arg(long, value_name = "RULE")]
+    pub frame_rule: Option<String>,
 }
 
 /// A dataset.
@@ -387,6 +390,9 @@ pub struct GenerateArgs {
     /// At most this many frames of each video
     #[arg(long, value_name = "N")]
     pub max_frames: Option<usize>,
+    /// Which frames: transformers, qwen2_vl, qwen3_vl, qwen_vl_utils, stride or segments; the model's own when not given
+    #[arg(long, value_name = "RULE")]
+    pub frame_rule: Option<String>,
     /// Longest answer, in tokens
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one::<usize>)]
     pub max_new_tokens: usize,

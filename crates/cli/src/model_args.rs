@@ -184,10 +184,15 @@ pub fn encode_options(frames: &FrameArgs) -> Result<EncodeOptions> {
             CliError::usage(format!("`--fps {fps}`: expected more than 0"), "frames a second, such as 1").into()
         );
     }
+    let rule = frames.frame_rule.as_deref().map(str::parse).transpose();
+    let rule = rule.map_err(|error: media::MediaError| {
+        CliError::usage(format!("`--frame-rule`: {error}"), "leave it out for the model's own")
+    })?;
     Ok(EncodeOptions {
         num_frames: frames.num_frames,
         fps: frames.fps,
         max_frames: frames.max_frames,
+        rule,
         ..EncodeOptions::default()
     })
 }

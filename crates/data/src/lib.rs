@@ -11,6 +11,7 @@
 mod batch;
 mod cache;
 mod clips;
+mod content;
 mod dataset;
 mod encode;
 mod error;

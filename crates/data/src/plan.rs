@@ -59,14 +59,19 @@ pub const FIELDS: &[PlanField] = &[
     field("train[].media_dir", "path", "null", "Folder of relative media paths; the file's own folder otherwise."),
     field("train[].weight", "number", "1.0", "Share of the dataset in an epoch. Only 1 is built yet."),
     field("num_frames", "count", "null", "Frames a clip, where the record does not say; excludes `fps`."),
-    field("fps", "number", "null", "Frames a second, where the record does not say."),
+    field(
+        "fps",
+        "number",
+        "null",
+        "Frames a second, where the record does not say; wins over the checkpoint's own count, as `num_frames` does.",
+    ),
     field("min_frames", "count", "null", "Fewest frames of a clip when the count follows from `fps`."),
     field("max_frames", "count", "null", "Most frames of a clip."),
     field(
         "frame_rule",
         "transformers | qwen2_vl | qwen3_vl | qwen_vl_utils | stride | segments",
         "null",
-        "Which frames; the rule of the model's family otherwise.",
+        "Which frames; otherwise the rule of the checkpoint's video processor in `transformers`: `qwen2_vl` for Qwen2-VL and Qwen2.5-VL, `qwen3_vl` for Qwen3-VL, `transformers` for the others. How many, where nobody says, that processor's files say too: Qwen3-VL takes 2 frames a second, Qwen2-VL every frame unless `do_sample_frames` is set (at most `max_frames`, 768; longer clips are refused until a count is given). `qwen_vl_utils` repeats the program that Qwen-VL models were trained with: 2 frames a second from 4 to 768, an even count, and its own budget of pixels (128 to 768 tokens a frame, 115200 a clip) in place of the processor's.",
     ),
     field(
         "frame_jitter",

@@ -231,7 +231,7 @@ fn read_items(
         let encode = EncodeOptions { add_generation_prompt: prompt, ..options.encode.clone() };
         let mut encoded = processor.encode(sample, &encode)?;
         if let Some(seed) = options.shuffle_frames {
-            shuffle_frames(&mut encoded, seed);
+            shuffle_frames(processor, &mut encoded, seed);
         }
         Ok(encoded)
     };
@@ -291,8 +291,7 @@ fn answer(
 }
 
 /// Puts the pictures of every clip in a random order that depends on the seed and the record's position.
-fn shuffle_frames(encoded: &mut Encoded, seed: u64) {
-    let size: usize = encoded.pixel_shape.iter().product();
+fn shuffle_frames(processor: &Processor, encoded: &mut Encoded, seed: u64) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     rng.set_stream(encoded.index);
     let mut order: Vec<usize> = (0..encoded.num_images).collect();
@@ -301,7 +300,7 @@ fn shuffle_frames(encoded: &mut Encoded, seed: u64) {
         order[start..start + clip.len()].shuffle(&mut rng);
         start += clip.len();
     }
-    encoded.pixels = order.iter().flat_map(|&i| encoded.pixels[i * size..(i + 1) * size].iter().copied()).collect();
+    processor.reorder_pictures(encoded, &order);
 }
 
 /// The options that a question lists, a line each: `A. …`, `(A) …`, `A) …` or `A: …`, from A without a gap.

@@ -2,11 +2,10 @@
 //! marked, token counts.
 
 use std::fmt::Write;
-use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use data::{EncodeOptions, Encoded, Processor};
+use data::{EncodeOptions, Encoded, Processor, VisualKind};
 use media::{Frame, RgbImage};
 use serde_json::{Value, json};
 
@@ -46,7 +45,7 @@ pub fn run(args: &PreviewArgs, console: &Console) -> Result<ExitCode> {
     let sample = dataset.get(index)?;
     let encoded = processor.encode(&sample, &options)?;
     if let Some(out) = &args.out {
-        let frames = frames(&encoded, &read_scale(processor.dir())?);
+        let frames = frames(&encoded, processor.pictures(&encoded));
         let width = (frames.first().map_or(112, |frame| frame.image.width)).clamp(112, 336);
         match media::contact_sheet(&frames, COLUMNS.min(frames.len() as u32), width) {
             Some(sheet) => output::write(Some(out), &media::encode_png(&sheet)?)?,
@@ -68,6 +67,19 @@ fn facts(encoded: &Encoded) -> Value {
         .map(|frame| json!({"media": frame.media, "index": frame.index, "seconds": frame.seconds}))
         .collect();
     let spans: Vec<_> = encoded.spans.iter().map(|span| &encoded.text[span.clone()]).collect();
+    let visuals: Vec<_> = encoded
+        .visuals
+        .iter()
+        .map(|visual| {
+            json!({
+                "kind": visual.kind,
+                "grid": visual.grid,
+                "tokens": visual.num_tokens,
+                "seconds": visual.seconds,
+                "seconds_per_grid": visual.seconds_per_grid,
+            })
+        })
+        .collect();
     json!({
         "id": encoded.id,
         "text": encoded.text,
@@ -77,6 +89,7 @@ fn facts(encoded: &Encoded) -> Value {
         "pictures": encoded.num_images,
         "pixel_shape": encoded.pixel_shape,
         "frames": frames,
+        "visuals": visuals,
         "ids": encoded.ids,
         "labels": encoded.labels,
         "target": encoded.target,
@@ -95,6 +108,21 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
             _ => String::new(),
         };
         let _ = writeln!(text, "{} pictures{size}:", encoded.num_images);
+        if encoded.pixel_shape.len() == 1 {
+            for visual in &encoded.visuals {
+                let [steps, rows, columns] = visual.grid;
+                let _ = match visual.kind {
+                    VisualKind::Image => {
+                        writeln!(text, "  image of {rows}x{columns} patches, {} tokens", visual.num_tokens)
+                    }
+                    VisualKind::Video => writeln!(
+                        text,
+                        "  clip of {steps}x{rows}x{columns} patches, {} tokens, {:.3} s a step",
+                        visual.num_tokens, visual.seconds_per_grid
+                    ),
+                };
+            }
+        }
         for clip in encoded.frames.chunk_by(|a, b| a.media == b.media) {
             let times: Vec<String> = clip.iter().map(|f| format!("{} ({:.2} s)", f.index, f.seconds)).collect();
             let _ = writeln!(text, "  medium {}: frames {}", clip[0].media, times.join(", "));
@@ -129,52 +157,15 @@ fn marked(encoded: &Encoded) -> String {
     text
 }
 
-/// Mean and deviation of each channel, by which pictures were normalised.
-struct Scale {
-    mean: [f32; 3],
-    std: [f32; 3],
-}
-
-/// The normalisation that a checkpoint's picture settings name.
-fn read_scale(dir: &Path) -> Result<Scale> {
-    for (name, key) in [("processor_config.json", Some("image_processor")), ("preprocessor_config.json", None)] {
-        let path = dir.join(name);
-        if !path.is_file() {
-            continue;
-        }
-        let file: Value = hub::json::read_json(&path)?;
-        let settings = key.map_or(&file, |key| &file[key]);
-        let three = |key: &str| -> Option<[f32; 3]> {
-            let list: Vec<f32> = settings[key].as_array()?.iter().filter_map(|x| Some(x.as_f64()? as f32)).collect();
-            list.try_into().ok()
-        };
-        if settings["do_normalize"] == Value::Bool(false) {
-            return Ok(Scale { mean: [0.0; 3], std: [1.0; 3] });
-        }
-        if let (Some(mean), Some(std)) = (three("image_mean"), three("image_std")) {
-            return Ok(Scale { mean, std });
-        }
-    }
-    let message = format!("`{}` does not say how pictures are normalised (`image_mean`, `image_std`)", dir.display());
-    Err(CliError::usage(message, "leave `--out` out").into())
-}
-
-/// The pictures of a record with the normalisation undone, with their numbers and times.
-fn frames(encoded: &Encoded, scale: &Scale) -> Vec<Frame> {
-    let &[3, height, width] = encoded.pixel_shape.as_slice() else {
-        return Vec::new();
+/// The pictures of a record with their numbers and times.
+fn frames(encoded: &Encoded, pictures: Vec<RgbImage>) -> Vec<Frame> {
+    let of = |(image, info): (RgbImage, &data::FrameInfo)| Frame {
+        image,
+        index: info.index,
+        seconds: info.seconds,
+        damaged: false,
     };
-    let plane = height * width;
-    let picture = |values: &[f32]| {
-        let byte = |pixel: usize, channel: usize| {
-            let value = values[channel * plane + pixel] * scale.std[channel] + scale.mean[channel];
-            (value * 255.0).round().clamp(0.0, 255.0) as u8
-        };
-        let data = (0..plane).flat_map(|pixel| (0..3).map(move |channel| byte(pixel, channel))).collect();
-        RgbImage { width: width as u32, height: height as u32, data }
-    };
-    let pictures = encoded.pixels.chunks_exact(3 * plane).map(picture).zip(&encoded.frames);
-    pictures.map(|(image, info)| Frame { image, index: info.index, seconds: info.seconds, damaged: false }).collect()
+    pictures.into_iter().zip(&encoded.frames).map(of).collect()
 }
 
 #[cfg(test)]
@@ -187,23 +178,5 @@ mod tests {
             Encoded { text: "ask x: yes</s> y: no".to_owned(), spans: vec![7..14, 18..20], ..Encoded::default() };
         assert_eq!(marked(&encoded), "ask x: ⟦yes</s>⟧ y: ⟦no⟧");
         assert_eq!(marked(&Encoded { spans: vec![], ..encoded }), "ask x: yes</s> y: no");
-    }
-
-    #[test]
-    fn pictures_come_back_from_their_values() {
-        let scale = Scale { mean: [0.48, 0.45, 0.40], std: [0.26, 0.25, 0.27] };
-        let bytes: Vec<u8> = (0..=255).collect();
-        let value = |byte: u8, channel: usize| (f32::from(byte) / 255.0 - scale.mean[channel]) / scale.std[channel];
-        let pixels = (0..3).flat_map(|channel| bytes.iter().map(move |b| (channel, *b))).map(|(c, b)| value(b, c));
-        let encoded = Encoded {
-            pixels: pixels.collect(),
-            pixel_shape: vec![3, 16, 16],
-            num_images: 1,
-            frames: vec![data::FrameInfo { media: 0, index: 7, seconds: 0.5 }],
-            ..Encoded::default()
-        };
-        let found = frames(&encoded, &scale);
-        assert_eq!((found.len(), found[0].index, found[0].seconds), (1, 7, 0.5));
-        assert_eq!(found[0].image.data, bytes.iter().flat_map(|b| [*b; 3]).collect::<Vec<_>>());
     }
 }

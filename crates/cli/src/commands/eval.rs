@@ -101,7 +101,7 @@ fn from_plan(path: &Path, args: &EvalArgs) -> Result<Target> {
         given => given,
     };
     let max_frames = flags.max_frames.or(planned.max_frames);
-    let encode = EncodeOptions { num_frames, fps, max_frames, ..planned };
+    let encode = EncodeOptions { num_frames, fps, max_frames, rule: flags.rule.or(planned.rule), ..planned };
     Ok(Target { model, adapter, dataset, encode })
 }
 

@@ -28,6 +28,7 @@ pub fn run(args: &GenerateArgs, common: &Common, console: &Console) -> Result<Ex
         // Beside frame folders alone the rate belongs to them; a count may then stand beside it.
         fps: if args.video.is_empty() { None } else { args.fps },
         max_frames: args.max_frames,
+        frame_rule: args.frame_rule.clone(),
     };
     let encode = EncodeOptions { add_generation_prompt: true, ..encode_options(&frames)? };
     let encode = with_languages(encode, &args.languages);

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::{clip, dataset, line, model, record, text_of};
+use crate::{clip, dataset, fixture, line, model, record, text_of};
 
 #[test]
 fn frames_are_written_with_their_times() {
@@ -205,6 +205,25 @@ fn a_preview_shows_what_is_supervised() {
     assert_eq!(found["supervised_tokens"], json!(labels));
     let run = line("data preview --index 7", &common[..6]).expect(2);
     assert!(run.stderr.contains("has no record number 7 among its 2"), "{}", run.stderr);
+}
+
+#[test]
+fn a_preview_shows_patches_as_pictures() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dataset(dir.path(), &[record("a", &clip("av1.mp4"), "A red circle.")]);
+    let sheet = text_of(&dir.path().join("sheet.png"));
+    let model = text_of(&fixture("data/qwen_vl/qwen2_5_one_file"));
+    let common = ["--data", &data, "--model", &model, "--frame-rule", "qwen2_vl", "--num-frames", "6"];
+    let run = line("data preview", &[&common[..], &["--out", &sheet]].concat()).expect(0);
+    assert!(run.stdout.contains("clip of 3x4x6 patches, 18 tokens"), "{}", run.stdout);
+    assert!(run.stdout.contains("<|vision_start|><|video_pad|><|vision_end|>"), "{}", run.stdout);
+    let sheet = media::load_image(std::path::Path::new(&sheet), &media::Limits::default()).unwrap();
+    // Six cells of the least width, 112, with their gaps.
+    assert_eq!(sheet.width, 6 * 116 + 4);
+    let found = line("data preview --json", &common).expect(0).json();
+    assert_eq!(found["visuals"][0]["grid"], json!([3, 4, 6]));
+    let run = line("data preview --frame-rule middle", &common[..4]).expect(2);
+    assert!(run.stderr.contains("frame rule `middle` is not known"), "{}", run.stderr);
 }
 
 #[test]

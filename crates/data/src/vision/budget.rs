@@ -148,3 +148,37 @@ impl Bounds {
         Self { min, max, frames: 1, counted: 1, at_least: 0 }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes that the reference's own functions gave (`tools/oracle/data_qwen_vl.py`).
+    #[test]
+    fn sizes_are_those_of_the_reference() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/data/qwen_vl/sizes.json");
+        let rows: Vec<serde_json::Value> = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
+        let mut refused = 0;
+        for row in &rows {
+            let args: Vec<Option<u64>> = row["args"].as_array().unwrap().iter().map(|n| n.as_u64()).collect();
+            let [frames, height, width, patch, merge, temporal, min_pixels, max_pixels] =
+                std::array::from_fn(|i| args[i].unwrap() as usize);
+            let cap = args[8].map(|n| n as usize);
+            let grid = Grid { factor: patch * merge, temporal };
+            let budget = Budget { min_pixels, max_pixels };
+            let clip = |shared| grid.of_clip(frames, height, width, budget, shared);
+            for (key, found) in [
+                ("image", grid.of_image(height, width, budget)),
+                ("qwen2", clip(ClipBudget::EachFrame { tokens: cap })),
+                ("qwen3", clip(ClipBudget::WholeClip { tokens_a_frame: cap })),
+                ("utils", clip(ClipBudget::QwenVlUtils)),
+            ] {
+                let wanted = row[key].as_array().map(|size| [size[0].as_u64().unwrap(), size[1].as_u64().unwrap()]);
+                let found = found.ok().map(|(height, width)| [height as u64, width as u64]);
+                assert_eq!(found, wanted, "{key} of {row}");
+                refused += usize::from(wanted.is_none());
+            }
+        }
+        assert!(rows.len() == 400 && (20..800).contains(&refused), "{refused} refused");
+    }
+}

@@ -306,7 +306,7 @@ impl Unfit {
             Self::TooOblong(ratio) => error("too_oblong", format!("`{name}` is {width}x{height}"))
                 .expected(
                     format!("a longer side of at most {MAX_RATIO} times the shorter one"),
-                    format!("{ratio:.0} times"),
+                    format!("{ratio:.1} times"),
                 )
                 .hint("crop the file, or remove the record"),
             Self::Uneven { factor } => error("picture_shapes", format!("`{name}` is {width}x{height}"))

@@ -100,7 +100,9 @@ impl std::fmt::Display for Sides {
 /// # Errors
 /// A class or setting that is not supported, by name; files that contradict each other.
 pub(crate) fn read(files: &Files<'_>, image: &Fields<'_>) -> Result<(Patches, VideoDefaults), DataError> {
-    image.check_known("Qwen2VLImageProcessor", &[&IMAGE_KEYS[..], &values::KEYS].concat(), &INERT)?;
+    // Keys of clips stand there for clips, where one file serves both.
+    let inert = [&INERT[..], &CLIP_KEYS].concat();
+    image.check_known("Qwen2VLImageProcessor", &[&IMAGE_KEYS[..], &values::KEYS].concat(), &inert)?;
     let (side, sides) = read_side(image, &IMAGE, true)?;
     check_model(files, image, sides)?;
     let token = Placeholder::find(files, "image", "<|image_pad|>")?;
@@ -111,8 +113,7 @@ pub(crate) fn read(files: &Files<'_>, image: &Fields<'_>) -> Result<(Patches, Vi
     });
     let [start, end] = around;
     let (clips, defaults) = if takes_frames_one_by_one(files.config) {
-        let defaults = VideoDefaults { list_fps: LIST_FPS, ..VideoDefaults::default() };
-        (ClipStyle::Frames, defaults)
+        (ClipStyle::Frames, VideoDefaults::default())
     } else {
         let (clips, clip_sides, defaults) = read_clips(files)?;
         if clip_sides != sides {
@@ -289,7 +290,7 @@ fn read_defaults(fields: &Fields<'_>, class: VideoClass, temporal: usize) -> Res
         min_frames: Some(min_frames),
         max_frames: Some(max_frames),
         temporal,
-        list_fps: LIST_FPS,
+        list_fps: Some(LIST_FPS),
     })
 }
 
