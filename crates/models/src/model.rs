@@ -88,8 +88,8 @@ pub struct Causal {
 
 /// The two shapes that models have.
 pub(crate) enum Network {
-    Causal(Causal),
-    Seq2Seq(Seq2Seq),
+    Causal(Box<Causal>),
+    Seq2Seq(Box<Seq2Seq>),
 }
 
 /// A model ready to run.
@@ -123,8 +123,8 @@ pub fn random(config: ModelConfig, seed: u64, dtype: DType) -> Result<Model> {
 
 fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Network> {
     match &config.family {
-        FamilyConfig::Causal(config) => Ok(Network::Causal(build_causal(b, config)?)),
-        FamilyConfig::Seq2Seq(config) => Ok(Network::Seq2Seq(Seq2Seq::build(b, config)?)),
+        FamilyConfig::Causal(config) => Ok(Network::Causal(Box::new(build_causal(b, config)?))),
+        FamilyConfig::Seq2Seq(config) => Ok(Network::Seq2Seq(Box::new(Seq2Seq::build(b, config)?))),
     }
 }
 
@@ -205,10 +205,12 @@ impl Model {
     }
 
     fn vision(&self) -> Result<&VisionSide> {
-        match &self.network {
-            Network::Causal(Causal { vision: Some(side), .. }) => Ok(side),
-            _ => Err(ModelError::Input(format!("a `{}` model takes no images", self.config.model_type))),
-        }
+        let side = match &self.network {
+            Network::Causal(network) => network.vision.as_ref(),
+            Network::Seq2Seq(_) => None,
+        };
+        let error = || ModelError::Input(format!("a `{}` model takes no images", self.config.model_type));
+        side.ok_or_else(error)
     }
 
     /// Rows that the head reads, `[rows, hidden]`: those of all tokens, or of all targets.
@@ -229,7 +231,8 @@ impl Model {
     /// The table that other modules share, and the paths of these on disk; none where nothing is tied.
     pub(crate) fn tied(&self) -> Option<(Param, Vec<String>)> {
         match &self.network {
-            Network::Causal(Causal { decoder, .. }) => {
+            Network::Causal(network) => {
+                let decoder = &network.decoder;
                 decoder.is_tied().then(|| (decoder.embed_tokens.clone(), vec![decoder.lm_head.path.clone()]))
             }
             Network::Seq2Seq(network) => network.tied(),
