@@ -90,7 +90,7 @@ impl TextPair {
         Ok(Encoded {
             id: sample.id.clone(),
             index: sample.origin.index,
-            spans: if is_prompt { Vec::new() } else { vec![start..text.len()] },
+            spans: (!is_prompt).then_some(start..text.len()).into_iter().collect(),
             ids: source,
             labels,
             target: Some(target),

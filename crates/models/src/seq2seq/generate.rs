@@ -9,6 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use tensor::{CachedRows, Mask, RowBuffer, Tape, Tensor, Var, attention_cached};
 
+/// Attention over the own rows, given the keys and values of every sequence in the present layer.
+type AttendOwn<'a> = dyn Fn(&Tape, &Var, &[KeyValues]) -> tensor::Result<Var> + 'a;
+
 impl Seq2Seq {
     /// An empty cache for `batch` sequences, each with a source of its own.
     pub(crate) fn new_cache(&self, batch: usize) -> KvCache {
@@ -92,7 +95,7 @@ impl Seq2Seq {
         positions: &[u32],
         ranges: &[(usize, Range<usize>)],
         cache: &mut KvCache,
-        attend: &dyn Fn(&Tape, &Var, &[KeyValues]) -> tensor::Result<Var>,
+        attend: &AttendOwn<'_>,
     ) -> Result<Var> {
         let width = self.config.width;
         let KvCache { layers, lengths, source: Some(source), .. } = cache else {
