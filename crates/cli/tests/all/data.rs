@@ -130,7 +130,7 @@ fn a_check_names_every_bad_record_by_cause() {
 #[test]
 fn a_check_opens_media_as_training_does() {
     let dir = tempfile::tempdir().unwrap();
-    let picture = text_of(&crate::fixture("data/images/0.png"));
+    let picture = text_of(&fixture("data/images/0.png"));
     let mut as_image = record("as_image", &clip("av1.mp4"), "x");
     as_image["image"] = as_image.as_object_mut().unwrap().remove("video").unwrap();
     as_image["conversations"][0]["value"] = json!("<image>\nWhat?");

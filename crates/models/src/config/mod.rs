@@ -76,7 +76,7 @@ pub struct ModelConfig {
 #[derive(Debug, Clone)]
 pub enum FamilyConfig {
     /// A decoder, with a vision side where the family has one.
-    Causal(CausalConfig),
+    Causal(Box<CausalConfig>),
     /// An encoder-decoder of text.
     Seq2Seq(Seq2SeqConfig),
 }
@@ -116,7 +116,11 @@ impl ModelConfig {
             }
             decoder if FAMILIES.contains(&decoder) => {
                 let text = DecoderConfig::read(place, &raw, &model_type)?;
-                Ok(ModelConfig { model_type, family: FamilyConfig::Causal(CausalConfig { text, vision: None }), raw })
+                Ok(ModelConfig {
+                    model_type,
+                    family: FamilyConfig::Causal(Box::new(CausalConfig { text, vision: None })),
+                    raw,
+                })
             }
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
@@ -234,7 +238,7 @@ impl ModelConfig {
             image_token_id: image_token as u32,
         };
         f.finish()?;
-        let family = FamilyConfig::Causal(CausalConfig { text, vision: Some(VisionKind::Llava(llava)) });
+        let family = FamilyConfig::Causal(Box::new(CausalConfig { text, vision: Some(VisionKind::Llava(llava)) }));
         Ok(ModelConfig { model_type: "llava".into(), family, raw: raw.clone() })
     }
 }

@@ -88,6 +88,6 @@ pub(super) fn read(place: &str, raw: &Value, family: NativeFamily) -> Result<Mod
     };
     f.finish()?;
     let qwen = QwenVlConfig { vision, resume, image_token_id, video_token_id };
-    let family = FamilyConfig::Causal(CausalConfig { text, vision: Some(VisionKind::QwenVl(qwen)) });
+    let family = FamilyConfig::Causal(Box::new(CausalConfig { text, vision: Some(VisionKind::QwenVl(qwen)) }));
     Ok(ModelConfig { model_type, family, raw: raw.clone() })
 }
