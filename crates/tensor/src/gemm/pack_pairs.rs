@@ -35,6 +35,9 @@ impl Unit for Pair {
     fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [Pair]) {
         let units = mat.cols.div_ceil(2);
         assert!(rows.end <= mat.rows && stride >= width * units);
+        if units == 0 {
+            return;
+        }
         for (i, first) in rows.clone().step_by(width).enumerate() {
             let num_rows = width.min(rows.end - first);
             let panel = &mut to[i * stride..][..units * width];
