@@ -7,7 +7,7 @@
 
 use std::ops::Range;
 
-use super::kernel::{self, Kernel, LARGEST_TILE, Place};
+use super::kernel::{Kernel, LARGEST_TILE, Place};
 use super::pack::Unit;
 use super::panels::Pooled;
 use super::{ElementsMut, Mat, MatMut, Output, span};
@@ -296,7 +296,6 @@ impl<P: Unit> Task<'_, '_, P> {
                 let b = &self.right[b][..depths.len() * nr];
                 let num_cols = nr.min(self.group.cols.len() - col);
                 for row in self.piece.clone().step_by(mr) {
-                    self.prefetch(b, depths.len(), row - self.piece.start, target.units * nr);
                     let a = side.before * self.job.block_rows() + row * side.units + depths.start * mr;
                     let a = &self.left[a..][..depths.len() * mr];
                     let num_rows = mr.min(self.piece.end - row);
@@ -324,6 +323,7 @@ impl<P: Unit> Task<'_, '_, P> {
                         let from = &from[at * cols + self.group.cols.start + col..];
                         (place.from, place.from_stride) = (from.as_ptr(), cols);
                     }
+                    (place.ahead, place.ahead_step) = self.ahead(b, row - self.piece.start, target.units * nr);
                     self.tile(num_rows, num_cols, a, b, &place);
                 }
             }
@@ -331,16 +331,14 @@ impl<P: Unit> Task<'_, '_, P> {
         Ok(())
     }
 
-    /// Asks for a part of the next panel of B while this one is in use.
+    /// Where a part of the next panel of B starts, which is `panel` units away from this one, and how many bytes of it
+    /// each unit of the depth asks for, so that the tiles of this panel have asked for all of it at the end.
     #[inline(always)]
-    fn prefetch(&self, b: &[P], depth: usize, done: usize, panel: usize) {
-        let (mr, nr) = (self.job.kernel.mr, self.job.kernel.nr);
-        let offset = (b.as_ptr().addr() - self.right.as_ptr().addr()) / size_of::<P>() + panel;
-        let (size, all) = (depth * nr, self.piece.len());
-        let part = offset + done * size / all..offset + ((done + mr) * size / all).min(size);
-        if let Some(part) = self.right.get(part) {
-            kernel::prefetch(part);
-        }
+    fn ahead(&self, b: &[P], done: usize, panel: usize) -> (*const u8, usize) {
+        let Kernel { mr, nr, .. } = self.job.kernel;
+        let step = (nr * mr * size_of::<P>()).div_ceil(self.piece.len());
+        let start = b.as_ptr().wrapping_add(panel).cast::<u8>();
+        (start.wrapping_add(done / mr * (b.len() / nr) * step), step)
     }
 
     /// One tile; a partial one goes through a buffer.
@@ -379,6 +377,8 @@ impl Target<'_> {
             to: self.c.at(row, col, num_rows, num_cols),
             row_stride: self.c.row_stride,
             add: self.write == Write::Add,
+            ahead: std::ptr::null(),
+            ahead_step: 0,
         }
     }
 }

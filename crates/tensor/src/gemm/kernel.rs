@@ -44,13 +44,18 @@ pub(crate) struct Place {
     pub(super) row_stride: usize,
     /// Whether to add to what is there.
     pub(super) add: bool,
+    /// What the caller reads next: while sums are computed, `ahead_step` bytes from here on are asked for with each packed
+    /// unit of the depth. It need not be valid.
+    pub(super) ahead: *const u8,
+    pub(super) ahead_step: usize,
 }
 
 impl Place {
     /// The sums as they are.
     pub(super) fn plain(to: *mut f32, row_stride: usize) -> Place {
         let (from, bias) = (std::ptr::null(), std::ptr::null());
-        Place { from, from_stride: 0, alpha: 1.0, bias, to: To::F32(to), row_stride, add: false }
+        let ahead = to.cast_const().cast();
+        Place { from, from_stride: 0, alpha: 1.0, bias, to: To::F32(to), row_stride, add: false, ahead, ahead_step: 0 }
     }
 
     /// Puts one sum in its place.
@@ -93,21 +98,6 @@ pub(super) fn of(level: Level) -> Kernel<f32> {
         Level::Avx2 => Kernel { mr: 6, nr: 16, max_depth: 256, run: x86::tile_avx2 },
         _ => Kernel { mr: 4, nr: 8, max_depth: 256, run: tile_plain },
     }
-}
-
-/// Asks for the cache lines of a part of a panel.
-#[inline(always)]
-pub(super) fn prefetch<P>(part: &[P]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in part.chunks(64 / size_of::<P>()) {
-        // SAFETY: prefetching has no effect on memory, and the address is valid.
-        unsafe {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-            _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast());
-        }
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = part;
 }
 
 /// The tile in plain Rust, small enough for the registers of SSE2 and NEON.
@@ -169,7 +159,10 @@ mod x86 {
                         }
                     }
                     let mut sums = [[$zero(); 2]; $mr];
+                    let mut ahead = place.ahead;
                     for _ in 0..depth {
+                        _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                        ahead = ahead.wrapping_add(place.ahead_step);
                         let (left, right) = ($load(b), $load(b.add($lanes)));
                         for i in 0..$mr {
                             let x = $set1(*a.add(i));

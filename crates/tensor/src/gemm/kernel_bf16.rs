@@ -83,7 +83,10 @@ mod x86 {
                 }
             }
             let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+            let mut ahead = place.ahead;
             for _ in 0..depth {
+                _mm_prefetch::<_MM_HINT_T0>(ahead.cast());
+                ahead = ahead.wrapping_add(place.ahead_step);
                 let left = pairs(_mm512_loadu_si512(b.cast()));
                 let right = pairs(_mm512_loadu_si512(b.add(16).cast()));
                 for i in 0..ROWS {

@@ -35,6 +35,9 @@ impl Unit for Pair {
     fn pack(mat: &Mat<'_>, rows: Range<usize>, width: usize, stride: usize, to: &mut [Pair]) {
         let units = mat.cols.div_ceil(2);
         assert!(rows.end <= mat.rows && stride >= width * units);
+        if units == 0 {
+            return;
+        }
         for (i, first) in rows.clone().step_by(width).enumerate() {
             let num_rows = width.min(rows.end - first);
             let panel = &mut to[i * stride..][..units * width];
@@ -190,6 +193,11 @@ mod x86 {
                             _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(128).cast());
                         }
                     }
+                    // Lines that are written next: stores alone wait for each of them.
+                    for j in 16..32 {
+                        let to = panel.as_ptr().wrapping_add((unit + j) * width + group);
+                        _mm_prefetch::<_MM_HINT_T0>(to.cast());
+                    }
                     let columns = transposed(&rows);
                     for (j, column) in columns.iter().enumerate().take(units - unit) {
                         let to = panel.as_mut_ptr().add((unit + j) * width + group);
@@ -229,6 +237,9 @@ mod x86 {
         q
     }
 
+    /// Depths that [`interleave`] asks for ahead, each a line of its own: what memory takes to answer.
+    const AHEAD: usize = 64;
+
     /// Rows that follow each other within a depth: two depths are interleaved.
     ///
     /// # Safety
@@ -250,8 +261,8 @@ mod x86 {
                 unsafe {
                     let at = data.as_ptr().wrapping_add(2 * unit * mat.col_stride + first + group);
                     let next = at.wrapping_add(mat.col_stride);
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(16 * mat.col_stride).cast());
-                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(17 * mat.col_stride).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * mat.col_stride).cast());
+                    _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(AHEAD * mat.col_stride).cast());
                     let low = _mm512_cvtepu16_epi32(S::sixteen(at, present));
                     let high = match 2 * unit + 1 < mat.cols {
                         true => _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(S::sixteen(next, present))),

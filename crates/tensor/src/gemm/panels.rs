@@ -1,6 +1,8 @@
 //! Owns products of packed panels on one thread, for kernels that use a packed side many times. Refuses edges: results are
 //! padded to whole tiles.
 
+use std::ops::Range;
+
 use super::kernel::{Kernel, Place};
 use super::pack::Unit;
 use super::{Mat, Write};
@@ -35,6 +37,8 @@ impl<T: Unit> Pooled<T> {
 pub(crate) struct Left<'a, P> {
     pub(crate) panels: &'a [P],
     pub(crate) rows: usize,
+    /// Units of the depth.
+    pub(crate) units: usize,
 }
 
 /// Some columns and depths of a packed right side.
@@ -84,7 +88,7 @@ impl<P: Unit> Tiles<P> {
     pub(crate) fn pack_left<'a>(&self, mat: Mat<'_>, to: &'a mut [P]) -> Left<'a, P> {
         let (width, units) = (self.kernel.mr, mat.cols.div_ceil(P::DEPTHS));
         P::pack(&mat, 0..mat.rows, width, width * units, to);
-        Left { panels: to, rows: mat.rows }
+        Left { panels: to, rows: mat.rows, units }
     }
 
     /// Packs a right side `[depth, cols]`.
@@ -93,20 +97,20 @@ impl<P: Unit> Tiles<P> {
         P::pack(&mat.t(), 0..mat.cols, width, width * units, to);
     }
 
-    /// to (+)= alpha left.right over `units` units of the depth; rows of `to` stand `stride` apart and are as long as the
-    /// padded columns.
+    /// to (+)= alpha left.right over the part of the left side's units that `part` gives for the rows and columns of each
+    /// tile; a tile without any is left as it is. Rows of `to` stand `stride` apart and are as long as the padded columns.
     pub(crate) fn run(
         &self,
         left: Left<'_, P>,
         right: Right<'_, P>,
-        units: usize,
+        part: impl Fn(Range<usize>, Range<usize>) -> Range<usize>,
         to: &mut [f32],
         stride: usize,
         write: Write,
         alpha: f32,
     ) {
         let Kernel { mr, nr, run, .. } = self.kernel;
-        let (rows, cols) = (left.rows, self.padded(right.cols));
+        let (rows, cols, units) = (left.rows, self.padded(right.cols), left.units);
         if rows == 0 || cols == 0 {
             return;
         }
@@ -115,14 +119,21 @@ impl<P: Unit> Tiles<P> {
         for col in (0..cols).step_by(nr) {
             let b = &right.panels[col * right.panel_units + right.first_unit * nr..][..units * nr];
             for row in (0..rows).step_by(mr) {
-                let a = &left.panels[row * units..][..units * mr];
+                let num_rows = mr.min(rows - row);
+                let part = part(row..row + num_rows, col..right.cols.min(col + nr));
+                if part.is_empty() {
+                    continue;
+                }
+                let (a, b) = (&left.panels[row * units..][..units * mr], &b[part.start * nr..part.end * nr]);
+                let a = &a[part.start * mr..part.end * mr];
                 let place = Place {
                     alpha,
                     add: write == Write::Add,
                     ..Place::plain(to[row * stride + col..].as_mut_ptr(), stride)
                 };
-                // SAFETY: panels hold `units` times their width, and the assertion bounds the place of every whole tile.
-                unsafe { run(mr.min(rows - row), units, a.as_ptr(), b.as_ptr(), &place) };
+                // SAFETY: panels hold the part's units times their width, and the assertion bounds the place of every whole
+                // tile.
+                unsafe { run(num_rows, part.len(), a.as_ptr(), b.as_ptr(), &place) };
             }
         }
     }

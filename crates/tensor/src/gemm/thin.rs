@@ -165,6 +165,8 @@ impl Work<'_> {
                     to: output.to.at(rows.start, j, rows.len(), num_cols),
                     row_stride: output.to.row_stride,
                     add: output.write == Write::Add,
+                    ahead: std::ptr::null(),
+                    ahead_step: 0,
                 };
                 for (i, sums) in sums.iter().take(rows.len()).enumerate() {
                     for (c, &sum) in sums.iter().take(num_cols).enumerate() {

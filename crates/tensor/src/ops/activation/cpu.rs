@@ -1,24 +1,34 @@
-//! Activations on the CPU, one vectorised loop per kind.
+//! Activations on the CPU: loops in [`super::vectors`] where there are any, else one plain loop per kind that the compiler vectorises.
 
-use super::Activation;
+use super::{Activation, vectors};
 use crate::element::Element;
 use crate::simd::{exp, multiversion, normal_cdf, sigmoid};
 use crate::threads;
 
 pub(super) fn forward<E: Element>(a: Activation, x: &[E], y: &mut [E]) {
-    threads::for_each_rows(y, 1, |range, y| forward_piece(a, &x[range], y));
+    threads::for_each_rows(y, 1, |range, y| {
+        if !vectors::forward(a, &x[range.clone()], y) {
+            forward_piece(a, &x[range], y);
+        }
+    });
 }
 
 /// Overwrites x with g * a'(x).
 pub(super) fn backward<E: Element>(a: Activation, g: &[E], x: &mut [E]) {
-    threads::for_each_rows(x, 1, |range, x| backward_piece(a, &g[range], x));
+    threads::for_each_rows(x, 1, |range, x| {
+        if !vectors::backward(a, &g[range.clone()], x) {
+            backward_piece(a, &g[range], x);
+        }
+    });
 }
 
 /// x `[t, 2 n]`, y `[t, n]`.
 pub(super) fn gated_forward<E: Element>(a: Activation, n: usize, x: &[E], y: &mut [E]) {
     threads::for_each_rows(y, n, |rows, y| {
         for (x, y) in x[2 * n * rows.start..2 * n * rows.end].chunks_exact(2 * n).zip(y.chunks_exact_mut(n)) {
-            gated_forward_row(a, &x[..n], &x[n..], y);
+            if !vectors::gated_forward(a, &x[..n], &x[n..], y) {
+                gated_forward_row(a, &x[..n], &x[n..], y);
+            }
         }
     });
 }
@@ -28,7 +38,9 @@ pub(super) fn gated_backward<E: Element>(a: Activation, n: usize, g: &[E], x: &m
     threads::for_each_rows(x, 2 * n, |rows, x| {
         for (x, g) in x.chunks_exact_mut(2 * n).zip(g[n * rows.start..n * rows.end].chunks_exact(n)) {
             let (gate, up) = x.split_at_mut(n);
-            gated_backward_row(a, g, gate, up);
+            if !vectors::gated_backward(a, g, gate, up) {
+                gated_backward_row(a, g, gate, up);
+            }
         }
     });
 }

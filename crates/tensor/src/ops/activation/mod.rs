@@ -10,6 +10,7 @@ mod cpu;
 mod reference;
 #[cfg(test)]
 mod tests;
+mod vectors;
 
 use std::str::FromStr;
 

@@ -5,15 +5,16 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::soft::{Running, score_gradient, soften};
-use super::{AttentionSpec, Mask};
+use super::AttentionSpec;
+use super::soft::{Running, dot, score_gradient, soften};
+use super::tile::{Tile, tiles};
 use crate::element::Element;
 use crate::error::Result;
 use crate::gemm::{Left, Mat, Pooled, Right, Tiles, Unit};
 use crate::gradients::Write;
 use crate::memory;
 use crate::ops::dropout::Dropout;
-use crate::simd::{multiversion, sum_zip};
+use crate::simd::multiversion;
 use crate::threads::{self, Shared};
 
 /// Panels of queries, and keys, of a forward tile: its scores stay in the first-level cache.
@@ -58,63 +59,6 @@ impl<'a, E: Element> RowsMut<'a, E> {
 
 /// Queries, keys and values: as matrices, `[rows, heads * d]`.
 pub(super) type Inputs<'a> = [Mat<'a>; 3];
-
-/// A tile of queries of one sequence.
-struct Tile {
-    sequence: usize,
-    /// Query rows.
-    queries: Range<usize>,
-    /// Key rows of the whole sequence.
-    keys: Range<usize>,
-    /// Distance from a query row to the key row at the same distance from the end of the sequence, when causal.
-    shift: Option<isize>,
-    /// Keys that a query sees at most.
-    window: usize,
-}
-
-impl Tile {
-    /// End of the key rows that query row `query` sees.
-    fn end(&self, query: usize) -> usize {
-        match self.shift {
-            None => self.keys.end,
-            // Both stand in rows over all sequences, far below the limit of isize.
-            Some(shift) => {
-                (query as isize + 1 + shift).clamp(self.keys.start as isize, self.keys.end as isize) as usize
-            }
-        }
-    }
-
-    /// The first key row that query row `query` sees.
-    fn start(&self, query: usize) -> usize {
-        self.end(query).saturating_sub(self.window).max(self.keys.start)
-    }
-
-    /// The key rows that any query of the tile sees, in pieces of `step` counted from the first key of the sequence.
-    fn key_tiles(&self, step: usize) -> impl Iterator<Item = Range<usize>> {
-        let end = self.end(self.queries.end - 1);
-        let hidden = (self.start(self.queries.start) - self.keys.start) / step * step;
-        (self.keys.start + hidden..end).step_by(step).map(move |start| start..(start + step).min(end))
-    }
-
-    /// Which of `keys`, counted from the first of them, the i-th query sees.
-    fn visible(&self, i: usize, keys: &Range<usize>) -> Range<usize> {
-        let query = self.queries.start + i;
-        let within = |row: usize| row.saturating_sub(keys.start).min(keys.len());
-        within(self.start(query))..within(self.end(query))
-    }
-}
-
-/// The tiles of one sequence, from its first query on.
-fn tiles(spec: &AttentionSpec, sequence: usize, step: usize) -> impl Iterator<Item = Tile> {
-    let q = spec.cu_q[sequence]..spec.cu_q[sequence + 1];
-    let keys = spec.cu_k[sequence]..spec.cu_k[sequence + 1];
-    let shift = (spec.mask != Mask::Full).then_some(keys.end as isize - q.end as isize);
-    let window = if let Mask::Window(n) = spec.mask { n } else { usize::MAX };
-    q.clone().step_by(step).map(move |start| {
-        let queries = start..(start + step).min(q.end);
-        Tile { sequence, queries, keys: keys.clone(), shift, window }
-    })
-}
 
 /// Scores computed, as a measure of work.
 fn work(spec: &AttentionSpec) -> usize {
@@ -220,7 +164,8 @@ pub(super) fn forward<P: Unit, E: Element>(
         for keys in tile.key_tiles(KEYS) {
             let local = keys.start - tile.keys.start..keys.end - tile.keys.start;
             let right = keys_packed.keys(&tools, tile.sequence, head / group, local.clone(), d);
-            tools.run(q, right, d.div_ceil(P::DEPTHS), scores, KEYS, Write::Replace, scale);
+            let part = |rows, columns| tile.score_part(rows, columns, &keys, q.units);
+            tools.run(q, right, part, scores, KEYS, Write::Replace, scale);
             for (row, (soft, (scores, sums))) in
                 soft.iter_mut().zip(scores.chunks_exact_mut(KEYS).zip(sums.chunks_exact_mut(width))).enumerate()
             {
@@ -231,7 +176,7 @@ pub(super) fn forward<P: Unit, E: Element>(
             }
             let p = tools.pack_left(Mat::strided(scores, rows, keys.len(), KEYS), p_panels);
             let right = values_packed.keys(&tools, tile.sequence, head / group, local, d);
-            tools.run(p, right, keys.len().div_ceil(P::DEPTHS), sums, width, Write::Add, 1.0);
+            tools.run(p, right, |rows, _| tile.key_part::<P>(rows, &keys), sums, width, Write::Add, 1.0);
         }
         for (row, (sums, soft)) in sums.chunks_exact(width).zip(&soft).enumerate() {
             // SAFETY: the columns of this head in the rows of this tile belong to this task.
@@ -361,7 +306,7 @@ struct BackwardTask<'a, P, E> {
 impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
     fn run(&self, dq: RowsMut<'_, E>, dk: &mut [f32], dv: &mut [f32]) -> Result<()> {
         let (tools, spec, kept, d) = (self.tools, self.spec, self.kept, self.spec.head_dim);
-        let (step, width, units) = (BACKWARD_QUERY_PANELS * tools.rows(), tools.padded(d), d.div_ceil(P::DEPTHS));
+        let (step, width) = (BACKWARD_QUERY_PANELS * tools.rows(), tools.padded(d));
         let (head, kv_head) = (self.head, self.head / (spec.num_heads / spec.num_kv_heads));
         let columns = head * d..(head + 1) * d;
         let blocks = row_blocks(spec);
@@ -392,9 +337,10 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
                 let (n, first) = (keys.len(), keys.start - tile.keys.start);
                 let local = first..first + n;
                 let keys_side = self.sides.keys_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
-                tools.run(q_side, keys_side, units, p, BACKWARD_KEYS, Write::Replace, spec.scale * LOG2_E);
+                let part = |rows, columns| tile.score_part(rows, columns, &keys, q_side.units);
+                tools.run(q_side, keys_side, part, p, BACKWARD_KEYS, Write::Replace, spec.scale * LOG2_E);
                 let values_side = self.sides.values_by_key.keys(tools, tile.sequence, kv_head, local.clone(), d);
-                tools.run(g_side, values_side, units, ds, BACKWARD_KEYS, Write::Replace, 1.0);
+                tools.run(g_side, values_side, part, ds, BACKWARD_KEYS, Write::Replace, 1.0);
                 let scores = p.chunks_exact_mut(BACKWARD_KEYS).zip(ds.chunks_exact_mut(BACKWARD_KEYS)).take(rows);
                 for (row, (p, ds)) in scores.enumerate() {
                     // The probabilities that the values were multiplied with, and those that the softmax gave.
@@ -409,14 +355,16 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
                     mask(p);
                 }
                 let (p, ds) = (Mat::strided(p, rows, n, BACKWARD_KEYS), Mat::strided(ds, rows, n, BACKWARD_KEYS));
-                let (depth, at) = (rows.div_ceil(P::DEPTHS), first * width..(first + n) * width);
+                let at = first * width..(first + n) * width;
+                let part = |rows, _| tile.query_part::<P>(rows, &keys);
                 let left: Left<'_, P> = tools.pack_left(p.t(), scratch.by_key.get_mut());
-                tools.run(left, g_right, depth, &mut dv[at.clone()], width, Write::Add, 1.0);
+                tools.run(left, g_right, part, &mut dv[at.clone()], width, Write::Add, 1.0);
                 let left = tools.pack_left(ds.t(), scratch.by_key.get_mut());
-                tools.run(left, q_right, depth, &mut dk[at], width, Write::Add, spec.scale);
+                tools.run(left, q_right, part, &mut dk[at], width, Write::Add, spec.scale);
                 let left = tools.pack_left(ds, scratch.by_query.get_mut());
                 let keys_side = self.sides.keys.keys(tools, tile.sequence, kv_head, local, d);
-                tools.run(left, keys_side, n.div_ceil(P::DEPTHS), dq_tile, width, Write::Add, spec.scale);
+                let part = |rows, _| tile.key_part::<P>(rows, &keys);
+                tools.run(left, keys_side, part, dq_tile, width, Write::Add, spec.scale);
             }
             for (row, from) in tile.queries.zip(dq_tile.chunks_exact(width)) {
                 // SAFETY: the columns of this head in the rows of this sequence belong to this task.
@@ -424,12 +372,6 @@ impl<P: Unit, E: Element> BackwardTask<'_, P, E> {
             }
         }
         Ok(())
-    }
-}
-
-multiversion! {
-    fn dot<E: Element>(g: &[E], o: &[E]) -> f32 {
-        sum_zip(g, o, |g, o| g.wide() * o.wide())
     }
 }
 

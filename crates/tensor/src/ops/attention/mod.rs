@@ -20,6 +20,7 @@ mod reference;
 mod soft;
 #[cfg(test)]
 mod tests;
+mod tile;
 
 use std::sync::Arc;
 

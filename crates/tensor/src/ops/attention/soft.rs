@@ -3,7 +3,8 @@
 
 use std::ops::Range;
 
-use crate::simd::{Level, exp2, level, max, multiversion, sum2};
+use crate::element::Element;
+use crate::simd::{Level, exp2, level, max, multiversion, sum_zip, sum2};
 
 /// The softmax of one query so far: the largest score, and the sum of powers relative to it.
 #[derive(Clone, Copy)]
@@ -59,6 +60,16 @@ pub(super) fn score_gradient(p: &mut [f32], ds: &mut [f32], visible: Range<usize
     }
 }
 
+/// The sum of g * o over the elements of a head.
+pub(super) fn dot<E: Element>(g: &[E], o: &[E]) -> f32 {
+    match level() {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: `level` found AVX-512.
+        Level::Avx512 => unsafe { x86::dot(g, o) },
+        _ => dot_plain(g, o),
+    }
+}
+
 fn largest(seen: &[f32]) -> f32 {
     match level() {
         #[cfg(target_arch = "x86_64")]
@@ -75,6 +86,12 @@ fn powers(seen: &mut [f32], max: f32) -> f32 {
         // SAFETY: `level` found AVX-512.
         Level::Avx512 => unsafe { x86::powers(seen, max) },
         _ => powers_plain(seen, max),
+    }
+}
+
+multiversion! {
+    fn dot_plain<E: Element>(g: &[E], o: &[E]) -> f32 {
+        sum_zip(g, o, |g, o| g.wide() * o.wide())
     }
 }
 
@@ -113,7 +130,7 @@ mod x86 {
         _mm512_storeu_ps, _mm512_sub_ps,
     };
 
-    const LANES: usize = 16;
+    use crate::element::{Element, LANES};
 
     /// 2^x; 0 far below -150, NaN for NaN. Taylor's polynomial of degree 6 on -1/2..1/2: exact to about an ulp.
     #[inline]
@@ -142,6 +159,21 @@ mod x86 {
     #[inline(always)]
     fn rest(n: usize) -> u16 {
         (1u16 << (n % LANES)) - 1
+    }
+
+    /// # Safety
+    /// The processor has AVX-512 F, VL and BW.
+    #[target_feature(enable = "avx512f,avx512vl,avx512bw")]
+    pub(super) unsafe fn dot<E: Element>(g: &[E], o: &[E]) -> f32 {
+        let n = g.len().min(o.len());
+        let mut sum = _mm512_setzero_ps();
+        for at in (0..n).step_by(LANES) {
+            let mask = if n - at >= LANES { u16::MAX } else { rest(n) };
+            // SAFETY: vectors are read inside of both slices, the last one by its mask.
+            let (g, o) = unsafe { (E::load(g.as_ptr().add(at), mask), E::load(o.as_ptr().add(at), mask)) };
+            sum = _mm512_fmadd_ps(g, o, sum);
+        }
+        _mm512_reduce_add_ps(sum)
     }
 
     /// # Safety
@@ -202,14 +234,24 @@ mod x86 {
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn score_gradient(p: &mut [f32], ds: &mut [f32], log_sum: f32, dot: f32) {
         let (log_sum, dot) = (_mm512_set1_ps(log_sum), _mm512_set1_ps(dot));
-        for (p, ds) in p.chunks_mut(LANES).zip(ds.chunks_mut(LANES)) {
-            let mask = if p.len() == LANES { u16::MAX } else { rest(p.len()) };
-            // SAFETY: vectors are read and written inside of their parts by their masks.
-            unsafe {
-                let power = exp2(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, p.as_ptr()), log_sum));
-                let slope = _mm512_mul_ps(power, _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, ds.as_ptr()), dot));
-                _mm512_mask_storeu_ps(p.as_mut_ptr(), mask, power);
-                _mm512_mask_storeu_ps(ds.as_mut_ptr(), mask, slope);
+        let n = p.len().min(ds.len());
+        let whole = n - n % LANES;
+        // Indices, not iterators: the compiler leaves those outside of the function with the instruction set.
+        // SAFETY: whole vectors lie inside of both slices, the last one is read and written by its mask.
+        unsafe {
+            let (p, ds) = (p.as_mut_ptr(), ds.as_mut_ptr());
+            for at in (0..whole).step_by(LANES) {
+                let power = exp2(_mm512_sub_ps(_mm512_loadu_ps(p.add(at)), log_sum));
+                _mm512_storeu_ps(p.add(at), power);
+                let slope = _mm512_sub_ps(_mm512_loadu_ps(ds.add(at)), dot);
+                _mm512_storeu_ps(ds.add(at), _mm512_mul_ps(power, slope));
+            }
+            if whole < n {
+                let (mask, p, ds) = (rest(n), p.add(whole), ds.add(whole));
+                let power = exp2(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, p), log_sum));
+                _mm512_mask_storeu_ps(p, mask, power);
+                let slope = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, ds), dot);
+                _mm512_mask_storeu_ps(ds, mask, _mm512_mul_ps(power, slope));
             }
         }
     }
@@ -236,6 +278,9 @@ mod tests {
             score_gradient(&mut p, &mut ds, 0..n, 20.0, 0.25);
             score_gradient_plain(&mut p_plain, &mut ds_plain, 20.0, 0.25);
             assert!(agree(&p, &p_plain, 1e-6) && agree(&ds, &ds_plain, 1e-6), "{n}");
+            let (g, o) = (random(6, n), random(7, n));
+            let exact: f64 = g.iter().zip(&o).map(|(&g, &o)| f64::from(g) * f64::from(o)).sum();
+            assert!(agree(&[dot(&g, &o), dot_plain(&g, &o)], &[exact as f32; 2], 4e-6), "{n}");
         }
     }
 
