@@ -21,10 +21,12 @@ import warnings
 
 import common
 import numpy as np
+import PIL
 import torch
 import torchcodec
 import torchvision
 from transformers import AutoProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as resize_image
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
@@ -191,6 +193,19 @@ CASES = {
         template=BARE, place="chat_template.json",
         records=PICTURES + with_clips({}, {"num_frames": 10}, {"fps": 9}, {"num_frames": 4}),
     ),
+    # Pictures scaled by Pillow; clips are never. Of shapes for which Pillow 12, which ours repeats, and 13 agree.
+    "qwen2_pillow": dict(
+        config={"model_type": "qwen2_vl"} | vision(patch_size=6),
+        files={
+            "preprocessor_config.json": {
+                "image_processor_type": "Qwen2VLImageProcessor", "processor_class": "Qwen2VLProcessor", "patch_size": 6,
+                "size": {"shortest_edge": 300, "longest_edge": 2000}},
+            "video_preprocessor_config.json": {
+                "video_processor_type": QWEN2_VIDEO, "patch_size": 6, "size": {"shortest_edge": 300, "longest_edge": 1000}}},
+        template=QWEN2, place="chat_template.jinja",
+        records=[r for r in PICTURES if TALL not in r["messages"][1]["content"]]
+        + [{"messages": [user(WIDE, EDGE, clip("h264_gop12.mp4")), answer("yes")], "options": {"num_frames": 2}}],
+    ),
     # The classes' own settings wherever they are small enough: one small picture, one small clip.
     "qwen2_5_defaults": dict(
         config={"model_type": "qwen2_5_vl"} | vision(depth=2),
@@ -353,10 +368,13 @@ def write_case(name, spec):
     # transformers does not know the model: for it the folder is one of Qwen2.5-VL, whose processor the checkpoint names.
     common.write_json(os.path.join(folder, "config.json"), config | ({"model_type": "qwen2_5_vl"} if one_by_one else {}))
     processor = AutoProcessor.from_pretrained(folder)
+    if name.endswith("pillow"):
+        settings = {k: v for k, v in spec["files"]["preprocessor_config.json"].items() if not k.startswith(("image_proc", "proc"))}
+        processor.image_processor = Qwen2VLImageProcessorPil(**settings)
     expected = [expect(processor, record, one_by_one) for record in spec["records"]]
     common.write_json(os.path.join(folder, "config.json"), config)
     common.write_json(os.path.join(folder, "records.json"), spec["records"])
-    versions = common.versions() | {"torchvision": torchvision.__version__, "torchcodec": torchcodec.__version__}
+    versions = common.versions() | {"pillow": PIL.__version__, "torchvision": torchvision.__version__, "torchcodec": torchcodec.__version__}
     with open(os.path.join(folder, "expected.json"), "w") as f:
         json.dump({"versions": versions, "classes": [type(processor).__name__, type(processor.video_processor).__name__]}, f)
         f.write("\n")

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use data::{
-    EncodeOptions, Encoded, Format, FrameCache, MediaKind, MediaRef, MediaSource, OnLong, Part, Processor, Role,
-    Sample, TemplateChoice, Turn, VisualKind, collate, open_dataset,
+    EncodeOptions, Encoded, Format, FrameCache, ImageBackend, MediaKind, MediaRef, MediaSource, OnLong, Part,
+    Processor, Role, Sample, TemplateChoice, Turn, VisualKind, collate, open_dataset,
 };
 use media::FrameRule;
 use serde_json::{Value, json};
@@ -25,7 +25,8 @@ fn clip(name: &str) -> PathBuf {
 }
 
 fn processor(case: &str) -> Processor {
-    Processor::load(&folder(case)).unwrap()
+    let backend = if case.ends_with("pillow") { ImageBackend::Pillow } else { ImageBackend::Torchvision };
+    Processor::load(&folder(case)).unwrap().with_image_backend(backend)
 }
 
 /// The records of a case with what is asked of each.
@@ -76,7 +77,7 @@ fn check(case: &str) {
     let processor = processor(case);
     let dir = tempfile::tempdir().unwrap();
     let cache = Arc::new(FrameCache::open(dir.path(), 1 << 30).unwrap());
-    let cached = Processor::load(&folder(case)).unwrap().with_frame_cache(Some(cache));
+    let cached = self::processor(case).with_frame_cache(Some(cache));
     for (number, ((sample, options), want)) in records(case).iter().zip(expected(case)).enumerate() {
         let place = format!("{case}, record {number}");
         let encoded = processor.encode(sample, options).unwrap_or_else(|e| panic!("{place}: {e}"));
@@ -138,6 +139,11 @@ fn qwen2_vl_with_samples_and_a_cap() {
 #[test]
 fn qwen2_5_vl_nested_with_three_frames_a_patch() {
     check("qwen2_5_nested");
+}
+
+#[test]
+fn pictures_scaled_by_pillow() {
+    check("qwen2_pillow");
 }
 
 #[test]

@@ -217,7 +217,7 @@ fn a_preview_shows_patches_as_pictures() {
     let run = line("data preview", &[&common[..], &["--out", &sheet]].concat()).expect(0);
     assert!(run.stdout.contains("clip of 3x4x6 patches, 18 tokens"), "{}", run.stdout);
     assert!(run.stdout.contains("<|vision_start|><|video_pad|><|vision_end|>"), "{}", run.stdout);
-    let sheet = media::load_image(std::path::Path::new(&sheet), &media::Limits::default()).unwrap();
+    let sheet = media::load_image(sheet.as_ref(), &media::Limits::default()).unwrap();
     // Six cells of the least width, 112, with their gaps.
     assert_eq!(sheet.width, 6 * 116 + 4);
     let found = line("data preview --json", &common).expect(0).json();
