@@ -6,6 +6,7 @@
 use crate::config::text::DecoderConfig;
 use crate::error::Result;
 use crate::linear::{INIT_STD, Linear, Norm};
+use crate::needed::NeededRows;
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
 use tensor::{Activation, AttentionSpec, DType, LinearWeights, Mask, Param, RopeTable, Tape, Tensor, Var, memory};
@@ -135,8 +136,16 @@ impl DecoderLayer {
         })
     }
 
-    /// `x_th -> x_th`.
-    fn forward(&self, t: &Tape, index: usize, x: Var, rope: &RopeTable, attend: &Attend<'_>) -> tensor::Result<Var> {
+    /// `x_th -> x_th`, or of some `rows` alone where `attend` gives no others.
+    fn forward(
+        &self,
+        t: &Tape,
+        index: usize,
+        x: Var,
+        rope: &RopeTable,
+        attend: &Attend<'_>,
+        rows: Option<&[u32]>,
+    ) -> tensor::Result<Var> {
         let normed = self.input_layernorm.forward(t, &x)?;
         let mut qkv = t.linears(&normed, &weights(&self.qkv))?;
         drop(normed);
@@ -147,6 +156,10 @@ impl DecoderLayer {
         let qkv = t.rope(qkv, self.num_heads + self.num_kv_heads, self.head_dim, rope)?;
         let attended = attend(t, index, &qkv)?;
         drop(qkv);
+        let x = match rows {
+            Some(rows) => t.gather_rows(&x, rows)?,
+            None => x,
+        };
         let x = self.o_proj.forward_add(t, &attended, x)?;
         drop(attended);
         let normed = self.post_attention_layernorm.forward(t, &x)?;
@@ -257,49 +270,54 @@ impl Decoder {
         }
     }
 
-    /// Embedded tokens through all blocks and the final norm, whole packed sequences: `x_th -> x_th`.
-    /// With `recompute`, blocks keep their input only and run again in the backward pass.
-    pub fn forward(
+    /// Embedded tokens through all blocks and the final norm, whole packed sequences: `x_th -> x_th`, or the `needed` rows
+    /// of it. With `recompute`, blocks keep their input only and run again in the backward pass.
+    pub(crate) fn forward(
         &self,
         t: &Tape,
         x: Var,
         positions: &Positions<'_>,
         cu_seqlens: Arc<[usize]>,
+        needed: Option<NeededRows>,
         recompute: bool,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, &cu_seqlens)?;
         let mut x = x;
+        let mut needed = needed;
         for (i, layer) in self.layers.iter().enumerate() {
             memory::mark("llm.layers", i);
             let spec = self.attention_spec(i, cu_seqlens.clone());
-            x = if recompute {
-                let (layer, rope) = (layer.clone(), rope.clone());
-                t.checkpoint(&[x], move |t, inputs| {
-                    let attend = |t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec);
-                    layer.forward(t, i, inputs[0].clone(), &rope, &attend)
-                })?
-            } else {
-                layer.forward(t, i, x, &rope, &|t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec))?
+            let needed = if i + 1 == self.layers.len() { needed.take() } else { None };
+            let (layer, rope) = (layer.clone(), rope.clone());
+            let run = move |t: &Tape, x: Var| {
+                let attend = |t: &Tape, _: usize, qkv: &Var| match &needed {
+                    Some(needed) => needed.attend(t, qkv, &spec),
+                    None => t.self_attention(qkv, &spec),
+                };
+                layer.forward(t, i, x, &rope, &attend, needed.as_ref().map(NeededRows::rows))
             };
+            x = if recompute { t.checkpoint(&[x], move |t, inputs| run(t, inputs[0].clone()))? } else { run(t, x)? };
         }
         memory::mark("llm.layers", self.layers.len());
         Ok(self.norm.forward(t, &x)?)
     }
 
     /// As [`Decoder::forward`] with the caller's own attention (a key/value cache); `cu_seqlens` tells the rows of one
-    /// sequence from those of another.
-    pub fn forward_with(
+    /// sequence from those of another. Of the last block the caller's attention gives the `needed` rows alone.
+    pub(crate) fn forward_with(
         &self,
         t: &Tape,
         x: Var,
         positions: &Positions<'_>,
         cu_seqlens: &[usize],
         attend: &Attend<'_>,
+        needed: Option<&NeededRows>,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, cu_seqlens)?;
         let mut x = x;
         for (i, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(t, i, x, &rope, attend)?;
+            let needed = needed.filter(|_| i + 1 == self.layers.len());
+            x = layer.forward(t, i, x, &rope, attend, needed.map(NeededRows::rows))?;
         }
         Ok(self.norm.forward(t, &x)?)
     }

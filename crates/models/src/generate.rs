@@ -3,6 +3,7 @@
 use crate::decoder::{OwnedPositions, Positions};
 use crate::error::{ModelError, Result};
 use crate::model::{Causal, Model, ModelInput, Network};
+use crate::needed::NeededRows;
 use crate::weights::{NamedParam, Part};
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -177,6 +178,8 @@ impl Causal {
             self.remember(cache, s, &x, bounds[0]..bounds[1])?;
         }
         let [q_width, kv_width] = self.decoder.qkv_widths();
+        let needed = NeededRows::new(cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect(), cu_seqlens)?;
+        let last_layer = self.decoder.layers.len() - 1;
         let attend = |t: &Tape, layer: usize, qkv: &Var| {
             let mut held = cache.layers[layer].borrow_mut();
             for (s, bounds) in bounds_of() {
@@ -185,15 +188,14 @@ impl Causal {
                 keys.append_columns(&rows, q_width)?;
                 values.append_columns(&rows, q_width + kv_width)?;
             }
-            t.self_attention(qkv, &self.decoder.attention_spec(layer, cu_seqlens.clone()))
+            let spec = self.decoder.attention_spec(layer, cu_seqlens.clone());
+            if layer == last_layer { needed.attend(t, qkv, &spec) } else { t.self_attention(qkv, &spec) }
         };
-        let hidden = self.decoder.forward_with(t, x, &positions.view(), cu_seqlens, &attend)?;
+        let last = self.decoder.forward_with(t, x, &positions.view(), cu_seqlens, &attend, Some(&needed))?;
         for ((s, bounds), next) in bounds_of().zip(positions.next(cu_seqlens)) {
             cache.lengths[s] = bounds[1] - bounds[0];
             cache.next[s] = next;
         }
-        let last: Vec<u32> = cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect();
-        let last = t.gather_rows(&hidden, &last)?;
         Ok(self.decoder.lm_head.forward_wide(t, &last)?.into_value())
     }
 
@@ -254,7 +256,7 @@ impl Causal {
         };
         // Every row is a sequence of its own.
         let cu_seqlens: Vec<usize> = (0..=tokens.len()).collect();
-        let hidden = self.decoder.forward_with(&t, x, &Positions::One(&positions), &cu_seqlens, &attend)?;
+        let hidden = self.decoder.forward_with(&t, x, &Positions::One(&positions), &cu_seqlens, &attend, None)?;
         for &(s, _) in tokens {
             cache.lengths[s] += 1;
             cache.next[s] += 1;

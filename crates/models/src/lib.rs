@@ -10,6 +10,7 @@ pub mod lora;
 pub mod model;
 mod mrope;
 pub mod names;
+mod needed;
 pub mod save;
 pub mod seq2seq;
 pub mod vision;

@@ -10,6 +10,7 @@ use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
 use crate::names::TEXT_PREFIX;
+use crate::needed::NeededRows;
 use crate::seq2seq::Seq2Seq;
 use crate::vision::VisionSide;
 use crate::weights::{Builder, LoadReport, NamedParam};
@@ -178,10 +179,10 @@ impl Model {
         side.ok_or_else(error)
     }
 
-    /// Rows that the head reads, `[rows, hidden]`: those of all tokens, or of all targets.
-    fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+    /// Rows that the head reads, `[rows, hidden]`: those of all tokens or the needed ones, or of all targets.
+    fn hidden(&self, t: &Tape, input: &ModelInput, needed: Option<NeededRows>, recompute: bool) -> Result<Var> {
         match &self.network {
-            Network::Causal(network) => network.hidden(t, input, recompute),
+            Network::Causal(network) => network.hidden(t, input, needed, recompute),
             Network::Seq2Seq(network) => network.hidden(t, input, recompute),
         }
     }
@@ -206,7 +207,7 @@ impl Model {
 
     /// Logits of every token, or of every target, `[rows, vocab]`.
     pub fn logits(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
-        Ok(self.lm_head().forward_wide(t, &self.hidden(t, input, false)?)?)
+        Ok(self.lm_head().forward_wide(t, &self.hidden(t, input, None, false)?)?)
     }
 
     /// Weighted sum of the negative log-likelihoods of the supervised tokens.
@@ -236,9 +237,20 @@ impl Model {
             LossWeights::PerToken(w) if is_shifted => w.iter().skip(1).copied().chain([0.0]).collect(),
             LossWeights::PerToken(w) => w.clone(),
         };
-        let hidden = self.hidden(t, input, recompute)?;
         let head: &LinearWeights = &self.lm_head().weights;
-        Ok(t.linear_cross_entropy(&hidden, head, &targets, &weights)?)
+        let rows: Vec<u32> = (0..total as u32).filter(|&row| targets[row as usize] != IGNORE).collect();
+        if !is_shifted || rows.is_empty() {
+            let hidden = self.hidden(t, input, None, recompute)?;
+            return Ok(t.linear_cross_entropy(&hidden, head, &targets, &weights)?);
+        }
+        let needed = NeededRows::new(rows.clone(), &input.cu_seqlens)?;
+        let hidden = self.hidden(t, input, Some(needed), recompute)?;
+        let targets: Vec<i32> = rows.iter().map(|&row| targets[row as usize]).collect();
+        let weights: Vec<f32> = rows.iter().map(|&row| weights[row as usize]).collect();
+        let LossOutput { loss, nll: of_rows } = t.linear_cross_entropy(&hidden, head, &targets, &weights)?;
+        let mut nll = vec![0.0; total];
+        rows.iter().zip(of_rows).for_each(|(&row, x)| nll[row as usize] = x);
+        Ok(LossOutput { loss, nll })
     }
 
     /// Every projection of the model, for adapters.
@@ -288,9 +300,9 @@ impl Causal {
         Ok(t.scatter_rows(&x, &input.image_rows, &features)?)
     }
 
-    fn hidden(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+    fn hidden(&self, t: &Tape, input: &ModelInput, needed: Option<NeededRows>, recompute: bool) -> Result<Var> {
         let x = self.embed(t, input, recompute)?;
-        self.decoder.forward(t, x, &self.positions(input)?.view(), input.cu_seqlens.clone(), recompute)
+        self.decoder.forward(t, x, &self.positions(input)?.view(), input.cu_seqlens.clone(), needed, recompute)
     }
 
     /// The positions that the decoder sees.

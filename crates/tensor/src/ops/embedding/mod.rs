@@ -3,6 +3,7 @@
 //! Backward adds g[i] to row ids[i] of the table's gradient, in the order of i for every row. Kept: the ids.
 
 use crate::dtype::DType;
+use crate::element::Element;
 use crate::error::{Error, Result};
 use crate::gradients::Write;
 use crate::param::Param;
@@ -54,10 +55,10 @@ pub(crate) fn look_up(table: &Tensor, rows: &[u32], y: &mut [f32], write: Write)
 }
 
 /// to[rows[i]] (+)= g[i]; a fresh destination is zeroed first. Tasks own columns, so every row adds up in order.
-pub(crate) fn scatter_add(g: &[f32], rows: &[u32], n: usize, to: &mut [f32], write: Write) {
+pub(crate) fn scatter_add<E: Element>(g: &[E], rows: &[u32], n: usize, to: &mut [E], write: Write) {
     const COLUMNS: usize = 256;
     if write == Write::Replace {
-        threads::for_each_chunk(to, |to| to.fill(0.0));
+        threads::for_each_chunk(to, |to| to.fill(E::narrow(0.0)));
     }
     let to = threads::Shared::new(to);
     threads::for_each_task(n.div_ceil(COLUMNS), g.len(), |i| {
@@ -66,7 +67,8 @@ pub(crate) fn scatter_add(g: &[f32], rows: &[u32], n: usize, to: &mut [f32], wri
             let start = row as usize * n;
             // SAFETY: tasks own disjoint columns.
             let to = unsafe { to.slice(start + columns.start..start + columns.end) };
-            to.iter_mut().zip(&g[columns.clone()]).for_each(|(to, g)| *to += g);
+            let g = &g[columns.clone()];
+            to.iter_mut().zip(g).for_each(|(to, g)| *to = E::narrow(to.wide() + g.wide()));
         }
     });
 }

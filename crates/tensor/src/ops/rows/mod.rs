@@ -1,10 +1,8 @@
-//! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. `[t, n]`, f32 or bf16 (gradients
-//! of gathered rows for f32 only).
+//! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. `[t, n]`, f32 or bf16.
 //!
-//! Backward of gathering adds g[i] to row rows[i] in the order of i. Backward of scattering: dsrc[i] = g[rows[i]],
+//! Backward of gathering adds g[i] to row rows[i] in the order of i, in the dtype of x. Backward of scattering: dsrc[i] = g[rows[i]],
 //! dbase = g with those rows zero; a row given twice is an error. Kept: the row numbers.
 
-use crate::dtype::DType;
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
 use crate::ops::embedding::{check_rows, scatter_add};
@@ -22,11 +20,10 @@ impl Tape {
         check_rows("gather_rows", "rows", rows, t)?;
         let y = gather(x.value(), rows)?;
         let Some(place) = place else { return Ok(self.constant(y)) };
-        x.value().expect_dtype(DType::F32)?;
         let rows = rows.to_vec();
         Ok(self.push_op(y, move |g, sweep| {
-            sweep.write(place, &[t, n], |dx, write| {
-                scatter_add(g.f32s()?, &rows, n, dx, write);
+            sweep.write_as(place, &[t, n], g.dtype(), |dx, write| {
+                with_element!("gather_rows", "x", g.dtype(), E => scatter_add(E::of(&g)?, &rows, n, E::of_mut(dx)?, write));
                 Ok(())
             })
         }))
