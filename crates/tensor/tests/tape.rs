@@ -155,3 +155,15 @@ fn cached_attention_continues_a_sequence() {
     values.truncate(2);
     assert!(cached(&qkv, &keys, &values).is_err());
 }
+
+#[test]
+fn rows_of_bf16_give_gradients_of_bf16() {
+    let t = Tape::record();
+    let x = t.leaf(Tensor::zeros(&[4, 2], DType::BF16).unwrap());
+    let y = t.gather_rows(&x, &[3, 1, 3]).unwrap();
+    let g = Tensor::from_f32(&[1.0, 2.0, 4.0, 8.0, 0.5, -2.0], &[3, 2]).unwrap().cast(DType::BF16).unwrap();
+    let found = t.backward_with(&[(y, g)], &[x], &mut Gradients::new()).unwrap();
+    let dx = found[0].as_ref().unwrap();
+    assert_eq!(dx.dtype(), DType::BF16);
+    assert_eq!(dx.to_vec_f32().unwrap(), [0.0, 0.0, 4.0, 8.0, 0.0, 0.0, 1.5, 0.0]);
+}

@@ -100,10 +100,11 @@ mod x86 {
     //! Packing with AVX-512; masks keep reads inside of the matrix and writes inside of the panel.
 
     use std::arch::x86_64::{
-        __m256i, __m512i, _MM_HINT_T0, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_cvtepu16_epi32,
+        __m256i, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_cvtepu16_epi32,
         _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16,
         _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
-        _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+        _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+        _mm512_unpacklo_epi64,
     };
 
     use super::Pair;
@@ -191,6 +192,9 @@ mod x86 {
                             let at = start.wrapping_add(i * mat.row_stride);
                             *row = S::thirty_two(at, left.min(32));
                             _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(128).cast());
+                            // The same depths of the next panel's rows: streams as short as rows end before the processor's
+                            // own prefetching has begun.
+                            _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(width * mat.row_stride).cast());
                         }
                     }
                     // Lines that are written next: stores alone wait for each of them.
@@ -199,9 +203,20 @@ mod x86 {
                         _mm_prefetch::<_MM_HINT_T0>(to.cast());
                     }
                     let columns = transposed(&rows);
-                    for (j, column) in columns.iter().enumerate().take(units - unit) {
-                        let to = panel.as_mut_ptr().add((unit + j) * width + group);
-                        _mm512_mask_storeu_epi32(to.cast(), lanes, *column);
+                    let to = panel.as_mut_ptr().add(unit * width + group);
+                    if group + 16 <= width && unit + 16 <= units {
+                        for (j, column) in columns.iter().enumerate() {
+                            _mm512_storeu_si512(to.add(j * width).cast(), *column);
+                        }
+                        continue;
+                    }
+                    // What a whole vector writes behind its columns the next one overwrites, but for the last.
+                    let whole = if group + 16 >= width { (units - unit - 1).min(16) } else { 0 };
+                    for (j, column) in columns.iter().enumerate().take(whole) {
+                        _mm512_storeu_si512(to.add(j * width).cast(), *column);
+                    }
+                    for (j, column) in columns.iter().enumerate().take(units - unit).skip(whole) {
+                        _mm512_mask_storeu_epi32(to.add(j * width).cast(), lanes, *column);
                     }
                 }
             }
@@ -239,6 +254,8 @@ mod x86 {
 
     /// Depths that [`interleave`] asks for ahead, each a line of its own: what memory takes to answer.
     const AHEAD: usize = 64;
+    /// Panels whose lines it asks for meanwhile, for the second-level cache.
+    const PANELS_AHEAD: usize = 3;
 
     /// Rows that follow each other within a depth: two depths are interleaved.
     ///
@@ -263,6 +280,11 @@ mod x86 {
                     let next = at.wrapping_add(mat.col_stride);
                     _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD * mat.col_stride).cast());
                     _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(AHEAD * mat.col_stride).cast());
+                    if group == 0 {
+                        // The same depths of a later panel.
+                        _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(PANELS_AHEAD * width).cast());
+                        _mm_prefetch::<_MM_HINT_T1>(next.wrapping_add(PANELS_AHEAD * width).cast());
+                    }
                     let low = _mm512_cvtepu16_epi32(S::sixteen(at, present));
                     let high = match 2 * unit + 1 < mat.cols {
                         true => _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(S::sixteen(next, present))),
