@@ -670,9 +670,9 @@ pub struct BenchGenerateArgs {
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("from").args(["preset", "data"]).required(true))]
 pub struct InitArgs {
-    /// A recipe: lora, full, projector or seq2seq
+    /// A recipe (lora, full, projector, seq2seq), or a family by its model_type
     #[arg(long, value_name = "NAME")]
-    pub preset: Option<Preset>,
+    pub preset: Option<String>,
     /// A folder of videos with a captions file (CSV or JSON): writes a dataset and a plan that runs
     #[arg(long, value_name = "DIR")]
     pub data: Option<PathBuf>,
@@ -691,19 +691,6 @@ pub struct InitArgs {
     /// Folder for the files written; the data folder, or the present one, when not given
     #[arg(long, value_name = "DIR")]
     pub out: Option<PathBuf>,
-}
-
-/// Recipes of `init`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Preset {
-    /// Adapters on the language model.
-    Lora,
-    /// Everything trains.
-    Full,
-    /// The projector alone.
-    Projector,
-    /// All of a sequence-to-sequence model of text.
-    Seq2seq,
 }
 
 /// `vidtune doctor`.
