@@ -31,7 +31,8 @@ pub struct Common {
     /// Where to compute: auto, cpu, cuda or cuda:N
     #[arg(long, global = true, value_name = "DEVICE", default_value = "auto")]
     pub device: DeviceChoice,
-    /// Number format of the weights; the checkpoint's (or the plan's) own when not given
+    /// Number format of the weights; the checkpoint's (or the plan's) own when not given. 16-bit ones are computed in
+    /// bf16 where the processor multiplies such numbers
     #[arg(long, global = true, value_name = "DTYPE")]
     pub dtype: Option<DtypeChoice>,
     /// Threads of computation and decoding; results do not depend on it

@@ -76,8 +76,8 @@ pub enum LossWeights {
 /// Options of [`load`].
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions {
-    /// Storage of the weights; none keeps the checkpoint's. Where the processor multiplies bf16 numbers, a model of bf16
-    /// weights also computes with bf16 activations; every other model computes in f32.
+    /// Storage of the weights; none keeps the checkpoint's. Where the processor multiplies bf16 numbers, a model of
+    /// 16-bit weights also computes with bf16 activations; every other model computes in f32.
     pub dtype: Option<DType>,
 }
 
@@ -141,7 +141,7 @@ impl Model {
         &self.config
     }
 
-    /// The dtype of activations: bf16 for bf16 weights on a processor that multiplies them, else f32.
+    /// The dtype of activations: bf16 for 16-bit weights on a processor that multiplies them, else f32.
     pub fn compute(&self) -> DType {
         match &self.network {
             Network::Causal(network) => network.decoder.compute,

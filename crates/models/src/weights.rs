@@ -127,7 +127,7 @@ impl<'a> Builder<'a> {
 
     fn new(source: Source<'_>, dtype: Option<DType>, storage: DType) -> Builder<'_> {
         let compute = match storage {
-            DType::BF16 if tensor::has_bf16() => DType::BF16,
+            DType::BF16 | DType::F16 if tensor::has_bf16() => DType::BF16,
             _ => DType::F32,
         };
         Builder {

@@ -33,8 +33,8 @@ pub(crate) struct Job {
     pub(crate) count: StepCount,
     pub(crate) selection: Selection,
     pub(crate) kind: ModelKind,
-    /// What the model drops in training, where it drops anything.
-    pub(crate) dropout: Option<String>,
+    /// What people should know of the model: what it drops in training, and in which numbers it computes.
+    pub(crate) model_notices: Vec<String>,
     pub(crate) base_files: BTreeMap<String, u64>,
     /// Bytes at the peak of a step with the largest micro-batch, as planned.
     pub(crate) planned_peak: u64,
@@ -75,6 +75,7 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
         _ => ModelKind::Text,
     };
     let dropout = model.config().seq2seq().and_then(dropout_notice);
+    let model_notices = dropout.into_iter().chain(arithmetic_notice(plan, &model)).collect();
     let features = match &plan.train.feature_cache {
         Some(dir) => Some(FeatureCache::open(dir, plan.train.feature_cache_size.0, &model, &selection.tensors)?),
         None => None,
@@ -91,12 +92,30 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
         count,
         selection,
         kind,
-        dropout,
+        model_notices,
         base_files,
         planned_peak,
         largest,
     };
     Ok((job, trainer))
+}
+
+/// Where nobody chose the numbers that the model computes with, and others would be faster or are not those of its weights.
+fn arithmetic_notice(plan: &Plan, model: &Model) -> Option<String> {
+    let stored = model.params().first()?.param.value().dtype();
+    match (plan.model.dtype, stored, model.compute()) {
+        (WeightDtype::Auto, DType::F32, DType::F32) if tensor::has_bf16() => Some(
+            "the checkpoint's weights are f32 and so is the arithmetic; `model.dtype: bf16` is faster on this processor, \
+             and what is frozen takes half the memory"
+                .to_owned(),
+        ),
+        (WeightDtype::Auto, DType::F16, DType::BF16) => Some(
+            "the checkpoint's weights are float16; they are kept as they are and multiplied in bf16 on this processor, \
+             `model.dtype: f32` multiplies in f32"
+                .to_owned(),
+        ),
+        _ => None,
+    }
 }
 
 /// What a configuration drops in training; evaluation drops nothing.
@@ -182,7 +201,7 @@ impl Job {
     /// What people should read once before the first step.
     pub(crate) fn notices(&self, plan: &Plan) -> Vec<String> {
         let mut notices: Vec<String> = self.selection.unreached_notice().into_iter().collect();
-        notices.extend(self.dropout.clone());
+        notices.extend(self.model_notices.iter().cloned());
         if let Some(file) = &plan.parallel.deepspeed {
             notices.push(format!(
                 "`{}`: one device trains, so that ZeRO and offload have nothing to divide and change nothing; each step takes {} micro-batches of {}",

@@ -18,7 +18,8 @@ use crate::output;
 /// # Errors
 /// The configuration is not one of a model that can be built, or the sequences do not fit it.
 pub fn run(args: &BenchStepArgs, common: &Common, console: &Console) -> Result<ExitCode> {
-    let dtype = common.dtype.unwrap_or(DtypeChoice::F32);
+    let best = if tensor::has_bf16() { DtypeChoice::Bf16 } else { DtypeChoice::F32 };
+    let dtype = common.dtype.unwrap_or(best);
     let options = BenchOptions {
         config: args.config.clone(),
         seq: args.seq,

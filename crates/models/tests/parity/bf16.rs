@@ -31,7 +31,11 @@ fn bound(config: &ModelConfig) -> f64 {
 }
 
 fn load(fixture: &Fixture) -> Model {
-    models::load(&fixture.dir, &LoadOptions { dtype: Some(DType::BF16) }).unwrap().0
+    load_as(fixture, DType::BF16)
+}
+
+fn load_as(fixture: &Fixture, dtype: DType) -> Model {
+    models::load(&fixture.dir, &LoadOptions { dtype: Some(dtype) }).unwrap().0
 }
 
 /// The error of all samples' logits, and its largest element, relative to the logits' root mean square.
@@ -63,10 +67,14 @@ fn logits_are_within_the_rounding_of_bf16() {
     if !tensor::has_bf16() {
         return;
     }
-    for fixture in fixtures() {
-        let model = load(&fixture);
+    for (fixture, dtype) in
+        fixtures().iter().flat_map(|fixture| [DType::BF16, DType::F16].map(|dtype| (fixture, dtype)))
+    {
+        let model = load_as(fixture, dtype);
         assert_eq!(model.compute(), DType::BF16);
-        let (all, largest) = error(&model, &fixture);
+        let is_kept = |p: &models::NamedParam| p.param.value().dtype() == dtype;
+        assert!(model.params().iter().all(is_kept), "{}: weights are not kept as {dtype:?}", fixture.name());
+        let (all, largest) = error(&model, fixture);
         let bound = bound(model.config());
         assert!(all <= bound, "{}: logits are off by {all:.1e}, at most {bound:.1e} expected", fixture.name());
         assert!(largest <= LARGEST * bound, "{}: a logit is off by {largest:.1e}", fixture.name());

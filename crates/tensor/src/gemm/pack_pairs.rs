@@ -87,8 +87,10 @@ fn fast(mat: &Mat<'_>, first: usize, num_rows: usize, width: usize, panel: &mut 
         match (mat.data, mat.col_stride, mat.row_stride) {
             (Elements::F32(data), 1, _) => x86::transpose(data, mat, first, num_rows, width, panel),
             (Elements::BF16(data), 1, _) => x86::transpose(data, mat, first, num_rows, width, panel),
+            (Elements::F16(data), 1, _) => x86::transpose(x86::halves(data), mat, first, num_rows, width, panel),
             (Elements::F32(data), _, 1) => x86::interleave(data, mat, first, num_rows, width, panel),
             (Elements::BF16(data), _, 1) => x86::interleave(data, mat, first, num_rows, width, panel),
+            (Elements::F16(data), _, 1) => x86::interleave(x86::halves(data), mat, first, num_rows, width, panel),
             _ => return false,
         }
     }
@@ -100,11 +102,11 @@ mod x86 {
     //! Packing with AVX-512; masks keep reads inside of the matrix and writes inside of the panel.
 
     use std::arch::x86_64::{
-        __m256i, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_cvtepu16_epi32,
-        _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16,
-        _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32,
-        _mm512_storeu_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-        _mm512_unpacklo_epi64,
+        __m256i, __m512i, _MM_HINT_T0, _MM_HINT_T1, _mm_prefetch, _mm256_maskz_loadu_epi16, _mm512_castsi512_si256,
+        _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_cvtph_ps, _mm512_extracti64x4_epi64,
+        _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_or_si512,
+        _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_si512, _mm512_unpackhi_epi32,
+        _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
     };
 
     use super::Pair;
@@ -160,6 +162,39 @@ mod x86 {
         unsafe fn sixteen(at: *const f32, n: usize) -> __m256i {
             // SAFETY: as above.
             unsafe { std::mem::transmute(_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(mask(n) as u16, at))) }
+        }
+    }
+
+    /// The bits of a binary16 number.
+    #[derive(Clone, Copy)]
+    #[repr(transparent)]
+    pub(super) struct Half(u16);
+
+    /// Bits of binary16 numbers as such.
+    pub(super) fn halves(bits: &[u16]) -> &[Half] {
+        // SAFETY: the layout is that of the bits.
+        unsafe { std::slice::from_raw_parts(bits.as_ptr().cast(), bits.len()) }
+    }
+
+    impl Source for Half {
+        #[inline(always)]
+        unsafe fn thirty_two(at: *const Half, n: usize) -> __m512i {
+            // SAFETY: as above.
+            unsafe {
+                let bits = _mm512_maskz_loadu_epi16(mask(n), at.cast());
+                let low = _mm512_cvtph_ps(_mm512_castsi512_si256(bits));
+                let high = _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits));
+                std::mem::transmute(_mm512_cvtne2ps_pbh(high, low))
+            }
+        }
+
+        #[inline(always)]
+        unsafe fn sixteen(at: *const Half, n: usize) -> __m256i {
+            // SAFETY: as above.
+            unsafe {
+                let bits = _mm256_maskz_loadu_epi16(mask(n) as u16, at.cast());
+                std::mem::transmute(_mm512_cvtneps_pbh(_mm512_cvtph_ps(bits)))
+            }
         }
     }
 
@@ -306,6 +341,8 @@ mod tests {
     fn vectors_pack_as_loops_do() {
         let data: Vec<f32> = (0..70 * 90).map(|i| (i as f32 * 0.37).sin()).collect();
         let bits: Vec<u16> = data.iter().map(|&x| f32_to_bf16(x)).collect();
+        // Of every exponent, subnormal ones among them, but neither infinite nor NaN.
+        let halves: Vec<u16> = (0..70 * 90u32).map(|i| (i.wrapping_mul(40503) % 65536) as u16 & 0xbbff).collect();
         for (rows, cols) in [(1, 1), (14, 32), (32, 64), (31, 33), (40, 90), (70, 7), (15, 65)] {
             for width in [14, 32] {
                 for mat in [
@@ -313,6 +350,8 @@ mod tests {
                     Mat::strided_bf16(&bits, rows, cols, 90),
                     Mat::strided(&data[..cols * 70], cols, rows, 70).t(),
                     Mat::strided_bf16(&bits[..cols * 70], cols, rows, 70).t(),
+                    Mat::checked(Elements::F16(&halves), rows, cols, 90),
+                    Mat::checked(Elements::F16(&halves[..cols * 70]), cols, rows, 70).t(),
                 ] {
                     let units = cols.div_ceil(2);
                     let mut packed = vec![Pair(7); rows.div_ceil(width) * width * units];

@@ -15,13 +15,13 @@ use super::node::{Node, Value};
 choice! {
     /// Number format in which weights are kept while training.
     WeightDtype {
-        /// As the checkpoint stores them.
+        /// As the checkpoint stores them; 16-bit ones are computed in bf16 where the processor multiplies such numbers.
         Auto = "auto";
         /// 32-bit.
         F32 = "f32" | "float32" | "fp32";
         /// bfloat16, computed in bf16 where the processor multiplies such numbers; what trains is kept in f32.
         Bf16 = "bf16" | "bfloat16";
-        /// float16, computed in f32; what trains is kept in f32.
+        /// float16, computed as bf16 is; what trains is kept in f32.
         F16 = "f16" | "float16" | "fp16";
     }
 }
@@ -95,7 +95,8 @@ section! {
     ModelPlan {
         /// Folder of a Hugging Face checkpoint, or a hub id that the cache holds or that can be downloaded. Required.
         path: Option<String> = None;
-        /// Number format of the weights. `auto` keeps the checkpoint's own.
+        /// Number format of the weights. `auto` keeps the checkpoint's own. Where the processor multiplies bf16 numbers, models of
+        /// 16-bit weights compute in them.
         dtype: WeightDtype = WeightDtype::Auto;
         /// Folder of a PEFT adapter to continue from; its `adapter_config.json` decides rank, alpha and target modules.
         adapter: Option<PathBuf> = None;

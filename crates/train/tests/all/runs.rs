@@ -15,7 +15,7 @@ fn names(dir: &std::path::Path) -> BTreeSet<String> {
 fn one_epoch_from_plan_to_final_model() {
     let place = Place::new(FIXTURE);
     let train = "num_train_epochs: 2, per_device_train_batch_size: 2, gradient_accumulation_steps: 4, learning_rate: 1e-3, save_strategy: epoch, eval_strategy: epoch, logging_steps: 1";
-    let plan = place.plan("out", "kind: lora, lora: {r: 4}", train, &[]);
+    let plan = place.plan("out", "kind: lora, lora: {r: 4}", train, &["model.dtype=f32"]);
     let mut events = Vec::new();
     let stop = std::sync::atomic::AtomicBool::new(false);
     let outcome = train::run(&plan, &Resume::Never, &stop, &mut |event: &Event<'_>| {
@@ -440,4 +440,27 @@ fn a_preflight_goes_over_the_largest_batch_and_changes_nothing() {
         assert!((first_epoch..=largest.max(first_epoch)).contains(&found), "{name}: {found} of {largest}");
         assert!(rehearsals[0].loss > 1.0 && rehearsals[0].peak_memory_bytes > 0 && rehearsals[0].frames > 0, "{name}");
     }
+}
+
+#[test]
+fn numbers_that_nobody_chose_are_told() {
+    let place = Place::new(FIXTURE);
+    let notices = |output: &str, dtype: &[&str]| {
+        let plan = place.plan(output, "kind: lora, lora: {r: 4}", "max_steps: 1, learning_rate: 1e-3", dtype);
+        let mut told = Vec::new();
+        let stop = std::sync::atomic::AtomicBool::new(false);
+        train::run(&plan, &Resume::Never, &stop, &mut |event: &Event<'_>| {
+            if let Event::Notice(text) = event
+                && text.contains("dtype")
+            {
+                told.push((*text).to_owned());
+            }
+        })
+        .unwrap_or_else(|error| panic!("{error}"));
+        told
+    };
+    let told = notices("own", &[]);
+    assert_eq!(told.iter().any(|text| text.contains("`model.dtype: bf16` is faster")), tensor::has_bf16(), "{told:?}");
+    assert_eq!(notices("f32", &["model.dtype=f32"]), Vec::<String>::new());
+    assert_eq!(notices("bf16", &["model.dtype=bf16"]), Vec::<String>::new());
 }
