@@ -1,6 +1,6 @@
 //! The causal decoder that Llama, Mistral, Phi-3, Qwen2 and Qwen3 share; their differences are fields of [`DecoderConfig`].
 //!
-//! Source: `LlamaModel`, `MistralModel`, `Phi3Model`, `Qwen2Model`, `Qwen3Model` of `transformers`. Shapes: `t` packed tokens, `h` hidden, `n` query heads,
+//! Source: `LlamaModel`, `MistralModel`, `Phi3Model`, `Qwen2Model`, `Qwen3Model`, `Qwen3VLTextModel` of `transformers`; Meng et al. 2024 (DeepStack). Shapes: `t` packed tokens, `h` hidden, `n` query heads,
 //! `k` key/value heads, `d` head dimension.
 
 use crate::config::text::DecoderConfig;
@@ -65,6 +65,23 @@ impl OwnedPositions {
             OwnedPositions::Three(positions) => positions[range].iter().flatten().copied().max(),
         };
         cu_seqlens.windows(2).map(|bounds| largest(bounds[0]..bounds[1]).map_or(0, |p| p + 1)).collect()
+    }
+}
+
+/// Embedded tokens, and what pictures add to theirs on the way.
+pub struct Embedded {
+    /// `x_th`.
+    pub tokens: Var,
+    /// Rows of the tokens of pictures.
+    pub rows: Vec<u32>,
+    /// Added to these rows behind the first layer, the second and so on, `[rows, h]` each; what is left over at the end
+    /// belongs to layers that the decoder does not have.
+    pub deep: Vec<Var>,
+}
+
+impl From<Var> for Embedded {
+    fn from(tokens: Var) -> Embedded {
+        Embedded { tokens, rows: Vec::new(), deep: Vec::new() }
     }
 }
 
@@ -262,13 +279,14 @@ impl Decoder {
     pub fn forward(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &Positions<'_>,
         cu_seqlens: Arc<[usize]>,
         recompute: bool,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, &cu_seqlens)?;
-        let mut x = x;
+        let Embedded { tokens: mut x, rows, deep } = x;
+        let mut deep = deep.into_iter();
         for (i, layer) in self.layers.iter().enumerate() {
             memory::mark("llm.layers", i);
             let spec = self.attention_spec(i, cu_seqlens.clone());
@@ -281,6 +299,9 @@ impl Decoder {
             } else {
                 layer.forward(t, i, x, &rope, &|t: &Tape, _: usize, qkv: &Var| t.self_attention(qkv, &spec))?
             };
+            if let Some(features) = deep.next() {
+                x = t.add_rows(x, &rows, &features)?;
+            }
         }
         memory::mark("llm.layers", self.layers.len());
         Ok(self.norm.forward(t, &x)?)
@@ -291,15 +312,19 @@ impl Decoder {
     pub fn forward_with(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &Positions<'_>,
         cu_seqlens: &[usize],
         attend: &Attend<'_>,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, cu_seqlens)?;
-        let mut x = x;
+        let Embedded { tokens: mut x, rows, deep } = x;
+        let mut deep = deep.into_iter();
         for (i, layer) in self.layers.iter().enumerate() {
             x = layer.forward(t, i, x, &rope, attend)?;
+            if let Some(features) = deep.next() {
+                x = t.add_rows(x, &rows, &features)?;
+            }
         }
         Ok(self.norm.forward(t, &x)?)
     }

@@ -1,6 +1,6 @@
 //! Incremental decoding with a key/value cache: prefill of packed prompts, then one token a sequence. Owns no sampling.
 
-use crate::decoder::{OwnedPositions, Positions};
+use crate::decoder::{Embedded, OwnedPositions, Positions};
 use crate::error::{ModelError, Result};
 use crate::model::{Causal, Model, ModelInput, Network};
 use crate::weights::{NamedParam, Part};
@@ -163,7 +163,7 @@ impl Causal {
     fn fill(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &OwnedPositions,
         cu_seqlens: &Arc<[usize]>,
         sequences: &[usize],
@@ -174,7 +174,7 @@ impl Causal {
         }
         let bounds_of = || sequences.iter().copied().zip(cu_seqlens.windows(2));
         for (s, bounds) in bounds_of() {
-            self.remember(cache, s, &x, bounds[0]..bounds[1])?;
+            self.remember(cache, s, &x.tokens, bounds[0]..bounds[1])?;
         }
         let [q_width, kv_width] = self.decoder.qkv_widths();
         let attend = |t: &Tape, layer: usize, qkv: &Var| {
@@ -224,7 +224,7 @@ impl Causal {
             values.truncate(0);
         }
         let positions = OwnedPositions::One((0..=length as u32).collect());
-        self.fill(&t, x, &positions, &[0, length + 1].into(), &[s], cache)
+        self.fill(&t, x.into(), &positions, &[0, length + 1].into(), &[s], cache)
     }
 
     fn append(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
@@ -254,7 +254,7 @@ impl Causal {
         };
         // Every row is a sequence of its own.
         let cu_seqlens: Vec<usize> = (0..=tokens.len()).collect();
-        let hidden = self.decoder.forward_with(&t, x, &Positions::One(&positions), &cu_seqlens, &attend)?;
+        let hidden = self.decoder.forward_with(&t, x.into(), &Positions::One(&positions), &cu_seqlens, &attend)?;
         for &(s, _) in tokens {
             cache.lengths[s] += 1;
             cache.next[s] += 1;

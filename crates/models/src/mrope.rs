@@ -1,12 +1,14 @@
-//! Positions of three numbers (time, height, width) of the tokens of Qwen2-VL and Qwen2.5-VL. Owns the counting; how the
-//! numbers turn queries and keys is the decoder's.
+//! Positions of three numbers (time, height, width) of the tokens of Qwen2-VL, Qwen2.5-VL and Qwen3-VL. Owns the counting; how
+//! the numbers turn queries and keys is the decoder's.
 //!
-//! Source: `Qwen2VLModel.get_rope_index`, `Qwen2_5_VLModel.get_rope_index` of `transformers`, and the published code before them, which
-//! goes on after the largest position of a clip ([`MropeResume`]). Time is that of the frames: the position of the temporal
-//! patch `i` is `floor(i * seconds between patches * positions a second)`.
+//! Source: `Qwen2VLModel.get_rope_index`, `Qwen2_5_VLModel.get_rope_index`, `Qwen3VLModel.get_rope_index` of `transformers`, and the
+//! published code before them, which goes on after the largest position of a clip ([`MropeResume`]). Time is that of the frames:
+//! the position of the temporal patch `i` is `floor(i * seconds between patches * positions a second)`; in Qwen3-VL every
+//! temporal patch is a picture by itself, and its time stands in the text before it.
 
 use crate::config::QwenVlConfig;
 use crate::config::native::MropeResume;
+use crate::config::qwen_vl::VisualPositions;
 use crate::error::{ModelError, Result};
 use crate::model::{ModelInput, Visual};
 
@@ -14,7 +16,10 @@ use crate::model::{ModelInput, Visual};
 pub fn positions(input: &ModelInput, config: &QwenVlConfig) -> Result<Vec<[u32; 3]>> {
     let merge = config.vision.merge_size;
     let mut positions = Vec::with_capacity(input.ids.len());
-    let (mut rows, mut visuals) = (input.image_rows.as_slice(), input.visuals.iter());
+    let by_step = config.positions == VisualPositions::Steps;
+    let parts = |visual: &Visual| if by_step { visual.grid[0] } else { 1 };
+    let mut rows = input.image_rows.as_slice();
+    let mut visuals = input.visuals.iter().flat_map(|visual| std::iter::repeat_n(visual, parts(visual)));
     for bounds in input.cu_seqlens.windows(2) {
         let mut next = 0;
         while positions.len() < bounds[1] {
@@ -27,7 +32,7 @@ pub fn positions(input: &ModelInput, config: &QwenVlConfig) -> Result<Vec<[u32; 
             let Some(visual) = visuals.next() else {
                 return Err(ModelError::Input(format!("row {row} takes image features, and no image or clip is left")));
             };
-            let [t, h, w] = [visual.grid[0], visual.grid[1] / merge, visual.grid[2] / merge];
+            let [t, h, w] = [visual.grid[0] / parts(visual), visual.grid[1] / merge, visual.grid[2] / merge];
             let count = t * h * w;
             let is_whole = count <= rows.len() && rows[..count].iter().enumerate().all(|(i, &r)| r as usize == row + i);
             if !is_whole || row + count > bounds[1] {
@@ -42,9 +47,9 @@ pub fn positions(input: &ModelInput, config: &QwenVlConfig) -> Result<Vec<[u32; 
                 }
             }
             let extent = h.max(w) as u32;
-            next += match config.resume {
-                MropeResume::AfterMax => extent.max(temporal(visual, config, t - 1) + 1),
-                MropeResume::AfterExtent => extent,
+            next += match config.positions {
+                VisualPositions::Clips(MropeResume::AfterMax) => extent.max(temporal(visual, config, t - 1) + 1),
+                _ => extent,
             };
         }
     }

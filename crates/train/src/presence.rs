@@ -3,7 +3,8 @@
 //!
 //! Looked at are the gradients of the first [`WATCHED_STEPS`] steps. Lawful zeros are: a tensor that no batch reached (reported
 //! once), LoRA A while B is zero, and key biases of towers and encoder-decoders, which have no rotary position: such a bias adds the same number to
-//! every score of a query, which softmax ignores, so that its gradient is zero by mathematics.
+//! every score of a query, which softmax ignores, so that its gradient is zero by mathematics; and mergers whose tokens are added
+//! to those of pictures behind the decoder's last layer, where nothing but words is learned.
 
 use std::collections::BTreeMap;
 
@@ -100,6 +101,9 @@ fn is_lawful_zero(trained: &TrainedTensor, tensors: &[TrainedTensor]) -> bool {
     let is_unrotated = trained.named.part == Part::Vision
         || ["model.encoder.", "model.decoder."].iter().any(|side| name.starts_with(side));
     if is_unrotated && name.ends_with("k_proj.bias") {
+        return true;
+    }
+    if name.contains("visual.deepstack_merger_list.") {
         return true;
     }
     let Some(module) = name.strip_suffix(".lora_A.weight") else {
