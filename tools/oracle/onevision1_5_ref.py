@@ -111,6 +111,17 @@ class Block(nn.Module):
         return x + self.mlp["fc2"](self.act(self.mlp["fc1"](self.norm2(x))))
 
 
+class Merger(nn.Module):
+    def __init__(self, c):
+        super().__init__()
+        self.joined = c.hidden_size * c.spatial_merge_size**2
+        self.ln_q = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(self.joined, self.joined), nn.GELU(), nn.Linear(self.joined, c.text_hidden_size))
+
+    def forward(self, x):
+        return self.mlp(self.ln_q(x).view(-1, self.joined))
+
+
 class Rice(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -122,11 +133,7 @@ class Rice(nn.Module):
         self.class_pos_emb = nn.Parameter(torch.randn(1, half))
         self.pre_layernorm = nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.depth))
-        joined = c.hidden_size * c.spatial_merge_size**2
-        self.merger = nn.ModuleDict({
-            "ln_q": nn.LayerNorm(c.hidden_size, eps=c.layer_norm_eps),
-            "mlp": nn.Sequential(nn.Linear(joined, joined), nn.GELU(), nn.Linear(joined, c.text_hidden_size)),
-        })
+        self.merger = Merger(c)
 
     def places(self, h, w):
         """Rows and columns of a frame's patches, squares of merged ones one after the other."""
@@ -154,8 +161,7 @@ class Rice(nn.Module):
     def forward(self, patches, grid_thw):
         x, bounds = self.states(patches, grid_thw)
         x = torch.cat([x[a + 1 : b] for a, b in zip(bounds, bounds[1:])])
-        joined = x.shape[1] * self.c.spatial_merge_size**2
-        return SimpleNamespace(pooler_output=self.merger["mlp"](self.merger["ln_q"](x).view(-1, joined)))
+        return SimpleNamespace(pooler_output=self.merger(x))
 
 
 class Both(nn.Module):
