@@ -188,6 +188,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_added_behind_the_last_layer_learns_nothing() {
+        let merger = "visual.deepstack_merger_list.1.linear_fc1.weight";
+        let adapter = format!("base_model.model.model.{}.lora_B.weight", merger.trim_end_matches(".weight"));
+        for name in [merger, &adapter, "visual.merger.linear_fc1.weight"] {
+            let tensors = [tensor(name, Part::Projector, &[1.0])];
+            let mut presence = Presence::new(&tensors);
+            presence.watch(&tensors, &gradients(&[(&tensors[0], &[0.0])]));
+            assert_eq!(presence.verdict().is_ok(), name.contains("deepstack"), "{name}");
+        }
+    }
+
+    #[test]
     fn a_run_that_trains_nothing_stops() {
         let tensors = [tensor("far", Part::Vision, &[1.0])];
         let mut presence = Presence::new(&tensors);

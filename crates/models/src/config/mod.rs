@@ -138,6 +138,10 @@ impl ModelConfig {
                     raw,
                 })
             }
+            moe if moe.ends_with("_moe") => Err(root.error(
+                "model_type",
+                format!("`{moe}` is a mixture of experts, which is not supported; of this family take a dense model"),
+            )),
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
             }

@@ -128,7 +128,10 @@ mod tests {
             let error = read(change).map(|_| ()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
-        check(|v| v["model_type"] = json!("qwen3_vl_moe"), "model_type `qwen3_vl_moe` is not known");
+        check(
+            |v| v["model_type"] = json!("qwen3_vl_moe"),
+            "`config.json`: field `model_type`: `qwen3_vl_moe` is a mixture of experts, which is not supported",
+        );
         check(|v| v["hidden_size"] = json!(3584), "`config.json`: field `hidden_size`: is not supported");
         check(
             |v| v["vision_config"] = json!({"num_position_embeddings": 0}),
