@@ -21,7 +21,7 @@ pub enum VisionSide {
     /// Pictures of one size through SigLIP or CLIP, and a projector.
     Llava(LlavaSide),
     /// Patches of pictures of any size and mergers.
-    Native(NativeTower, QwenVlConfig),
+    Native(NativeTower, Box<QwenVlConfig>),
 }
 
 /// What pictures are to a decoder, one row a token.
@@ -47,7 +47,8 @@ impl VisionSide {
                 Some(VisionSide::Llava(LlavaSide::build(b, llava, config.text.hidden_size)?))
             }
             Some(VisionKind::QwenVl(qwen)) => {
-                Some(VisionSide::Native(NativeTower::build(b, &qwen.vision, config.text.num_layers)?, qwen.clone()))
+                let tower = NativeTower::build(b, &qwen.vision, config.text.num_layers)?;
+                Some(VisionSide::Native(tower, Box::new(qwen.clone())))
             }
         })
     }
