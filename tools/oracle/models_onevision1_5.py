@@ -23,7 +23,7 @@ def frames(t, h, w):
 
 # As on the hub: every field written down, another vocabulary at the top level.
 SPECS["onevision1_5_hub"] = {
-    "seed": 701,
+    "seed": 704,
     "config": {
         "architectures": ["LLaVAOneVision1_5_ForConditionalGeneration"], "auto_map": {"AutoConfig": "configuration_llavaonevision1_5.Llavaonevision1_5Config"},
         "model_type": "llavaonevision1_5", "image_token_id": IMAGE, "video_token_id": VIDEO, "vision_start_token_id": 312, "vision_end_token_id": 313, "vocab_size": 152064,
@@ -35,7 +35,7 @@ SPECS["onevision1_5_hub"] = {
             "vocab_size": VOCAB, "bos_token_id": PAD, "eos_token_id": EOS,
         },
         "vision_config": {
-            "depth": 3, "embed_dim": 32, "hidden_act": "gelu", "hidden_size": 32, "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 44, "layer_norm_eps": 1e-05,
+            "depth": 3, "embed_dim": 16, "hidden_act": "gelu", "hidden_size": 16, "in_channels": 3, "initializer_range": 0.02, "intermediate_size": 44, "layer_norm_eps": 1e-05,
             "model_type": "rice_vit", "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 1, "text_hidden_size": 48,
         },
     },
@@ -60,7 +60,7 @@ SPECS["onevision1_5_odd"] = {
             "rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}, "vocab_size": VOCAB, "bos_token_id": PAD, "eos_token_id": EOS,
         },
         "vision_config": {
-            "depth": 2, "hidden_act": "quick_gelu", "hidden_size": 36, "intermediate_size": 30, "layer_norm_eps": 2e-3, "model_type": "llava_onevision1_5_vision",
+            "depth": 2, "hidden_act": "quick_gelu", "hidden_size": 12, "intermediate_size": 30, "layer_norm_eps": 2e-3, "model_type": "llava_onevision1_5_vision",
             "num_heads": 3, "patch_size": 3, "spatial_merge_size": 3, "out_hidden_size": 44,
         },
     },

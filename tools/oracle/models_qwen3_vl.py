@@ -26,7 +26,7 @@ SPECS["qwen3_vl_hub"] = {
             "use_cache": True, "vocab_size": VOCAB,
         },
         "vision_config": {
-            "deepstack_visual_indexes": [0, 2], "depth": 4, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 32, "in_channels": 3, "initializer_range": 0.02,
+            "deepstack_visual_indexes": [0, 2], "depth": 4, "hidden_act": "gelu_pytorch_tanh", "hidden_size": 16, "in_channels": 3, "initializer_range": 0.02,
             "intermediate_size": 44, "model_type": "qwen3_vl", "num_heads": 2, "num_position_embeddings": 36, "out_hidden_size": 48, "patch_size": 4,
             "spatial_merge_size": 2, "temporal_patch_size": 2,
         },
