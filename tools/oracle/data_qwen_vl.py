@@ -302,7 +302,8 @@ def frames_of(name, count):
     return [Image.fromarray(f.numpy()) for f in decoder.get_frames_at(indices=indices).data]
 
 
-def expect(processor, record, one_by_one):
+def encode(processor, record, one_by_one):
+    """What the processor makes of a record, and the messages it was given."""
     options = dict(record.get("options", {}))
     messages = record["messages"]
     given = for_transformers(messages, (lambda name: frames_of(name, options.get("num_frames"))) if one_by_one else None)
@@ -319,6 +320,11 @@ def expect(processor, record, one_by_one):
             kwargs["video_metadata"] = [{"total_num_frames": count, "fps": listed[0]["fps"], "frames_indices": list(range(count))}]
     out = processor.apply_chat_template(given, tokenize=True, return_dict=True, return_tensors="pt", processor_kwargs=kwargs)
     processor.video_processor.fps, processor.video_processor.num_frames = own
+    return out, given
+
+
+def expect(processor, record, one_by_one):
+    out, given = encode(processor, record, one_by_one)
     ids = out["input_ids"][0].tolist()
     whole = processor.tokenizer.decode(ids, skip_special_tokens=False)
     again = processor.tokenizer(whole, return_offsets_mapping=True)

@@ -165,6 +165,33 @@ ADAPTERS = {
     "clip_full_llama_bias": {
         "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
     },
+    # Several mergers: all of them trained whole beside the decoder from B = 0; tower, mergers and decoder.
+    "qwen3_vl_hub": {
+        "fresh_mergers": (
+            {
+                "r": 4,
+                "lora_alpha": 8,
+                "target_modules": r".*language_model.*proj",
+                "modules_to_save": ["visual.merger", "deepstack_merger_list.0", "deepstack_merger_list.1"],
+            },
+            False,
+        ),
+        "everywhere": (
+            {"r": 2, "lora_alpha": 4, "target_modules": ["qkv", "attn.proj", "linear_fc1", "linear_fc2", "q_proj", "v_proj"]},
+            True,
+        ),
+    },
+    "onevision1_5_hub": {
+        "fresh_merger": (
+            {"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*proj", "modules_to_save": ["visual.merger"]},
+            False,
+        ),
+        "everywhere": ({"r": 2, "lora_alpha": 4, "target_modules": ["qkv", "attn.proj", "fc1", "mlp.fc2", "mlp.0", "mlp.2", "k_proj", "up_proj"]}, True),
+    },
+    # Mergers that are never reached, adapted too.
+    "qwen3_vl_odd": {
+        "mergers": ({"r": 3, "lora_alpha": 6, "target_modules": r".*(deepstack_merger_list.*fc2|[ko]_proj)"}, True),
+    },
 }
 
 # Adapters saved as peft does by default: with a copy of the base's weight where the head is adapted.

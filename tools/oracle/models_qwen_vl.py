@@ -19,7 +19,7 @@ import torch
 import common
 from common import IGNORE, put, save_tensors, write_json
 from models_ref import nll_of
-from qwen_inputs import END, EOS, IMAGE, PAD, START, VIDEO, disk_name, inputs_of
+from qwen_inputs import END, EOS, IMAGE, PAD, START, VIDEO, disk_name, inputs_of, is_onevision, model_class, mrope
 
 VOCAB = 320
 
@@ -127,7 +127,13 @@ def sample_of(spec, config, index, parts):
             ids += torch.randint(0, 300, (part,), generator=rng).tolist()
             continue
         count = math.prod(part["grid"])
-        ids += [START] + [VIDEO if part["is_video"] else IMAGE] * (count // merge**2) + [END]
+        steps = part["grid"][0] if config.model_type == "qwen3_vl" and part["is_video"] else 1
+        inner = [VIDEO if part["is_video"] else IMAGE] * (count // merge**2 // steps)
+        if part["is_video"] and config.model_type == "qwen3_vl":
+            # Each step has its time before it, and all of them the template's own tokens around them.
+            clock = lambda: torch.randint(0, 300, (2,), generator=rng).tolist()
+            inner = [i for _ in range(steps) for i in [*clock(), START, *inner, END]]
+        ids += [START, *inner, END]
         visuals.append(part)
         patches.append(torch.randn(count, values, generator=rng))
     answer = parts[-1]
@@ -137,6 +143,8 @@ def sample_of(spec, config, index, parts):
 
 def check_positions(model, sample, positions):
     """The reference's own counting, where it does the same."""
+    if is_onevision(model.config):
+        return True  # It counts tokens, whatever they are.
     kinds = torch.tensor([[1 if i == IMAGE else 2 if i == VIDEO else 0 for i in sample["ids"]]])
     videos = [v for v in sample["visuals"] if v["is_video"]]
     images = [v for v in sample["visuals"] if not v["is_video"]]
@@ -149,12 +157,6 @@ def check_positions(model, sample, positions):
         video_grid_thw=torch.tensor([v["grid"] for v in videos]) if videos else None, **kwargs,
     )
     return torch.equal(own[:, 0], positions)
-
-
-def model_class(config):
-    import transformers
-
-    return getattr(transformers, config.architectures[0])
 
 
 def greedy(model, sample, cut, count):
@@ -171,10 +173,9 @@ def greedy(model, sample, cut, count):
     return ids[start:], min(gaps)
 
 
-def make(name):
+def make(name, spec):
     from transformers import AutoConfig
 
-    spec = SPECS[name]
     folder = os.path.join(common.FIXTURES, name)
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
@@ -198,7 +199,8 @@ def make(name):
     all_logits = []
     for i, s in enumerate(samples):
         inputs, same = inputs_of(model.config, s)
-        own = check_positions(model, s, inputs["position_ids"][:, 0])
+        positions, _ = mrope(model.config, s["ids"], s["visuals"])
+        own = check_positions(model, s, positions)
         assert own == same, (name, i, own, same)
         agree.append(same)
         with torch.no_grad():
@@ -207,7 +209,7 @@ def make(name):
         out[f"sample{i}.labels"] = torch.tensor(s["labels"])
         if s["patches"]:
             out[f"sample{i}.pixel_values"] = torch.cat(s["patches"])
-        out[f"sample{i}.positions"] = inputs["position_ids"][:, 0].T.contiguous()
+        out[f"sample{i}.positions"] = positions.T.contiguous()
         out[f"sample{i}.logits"] = result.logits[0].clone()
         out[f"sample{i}.nll"] = nll_of(result.logits, torch.tensor([s["labels"]]))[0].clone()
         all_logits.append(result.logits[0])
@@ -283,4 +285,4 @@ def make(name):
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or SPECS:
-        make(name)
+        make(name, SPECS[name])

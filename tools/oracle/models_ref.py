@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import common
+import qwen_inputs
 from common import IGNORE, disk_name, make_image, put, save_tensors, write_json
 from models_specs import SPECS, TEXTS
+from qwen_inputs import is_qwen_vl
 
 
 def is_text_only(spec):
@@ -99,14 +101,14 @@ def write_weights(spec, folder, model):
 
 
 def load_model(folder, **kwargs):
-    import transformers
+    import onevision1_5_ref  # noqa: F401 (registers its configurations)
     from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
     config = AutoConfig.from_pretrained(folder)
     kind = config.model_type
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
-    if kind in ("qwen2_vl", "qwen2_5_vl"):
-        model_class = getattr(transformers, config.architectures[0])
+    if is_qwen_vl(config):
+        model_class = qwen_inputs.model_class(config)
     model, info = model_class.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **kwargs
     )

@@ -233,6 +233,36 @@ def cross_entropy_cases():
     return cases
 
 
+def blend_cases():
+    """Rows added, tables mixed, and rotations whose angles are learned in some rows."""
+    cases = []
+    for name, t, n, rows in [("odd", 6, 5, [3, 0, 5]), ("twice", 4, 3, [1, 2, 1]), ("single", 1, 1, [0]), ("none", 3, 2, []), ("wide", 5, 300, [4, 2])]:
+        index = torch.tensor(rows, dtype=torch.long)
+        f = lambda base, src, i=index: base.index_add(0, i, src)
+        cases.append(case(f"add_rows_{name}", f, {"base": normal(t, n), "src": normal(len(rows), n)}, None, {"op": "add_rows", "rows": rows}))
+    for name, t, n, limit, taps in [("odd", 5, 7, 9, 4), ("single", 1, 1, 1, 1), ("empty", 0, 3, 2, 4), ("wide", 3, 300, 4, 2)]:
+        rows = rng.integers(0, limit, (t, taps))
+        weights = torch.from_numpy(rng.random((t, taps)).astype(np.float32))
+        index = torch.from_numpy(rows)
+        f = lambda x, table, i=index, w=weights: x + (table[i] * w.double()[:, :, None]).sum(1)
+        args = {"op": "blend_table", "rows": rows.ravel().tolist(), "weights": dump(weights)}
+        cases.append(case(f"blend_table_{name}", f, {"x": normal(t, n)}, {"table": normal(limit, n)}, args))
+    for name, t, heads, half, rest, rows in [("odd", 7, 3, 5, 4, [0, 3, 6]), ("single", 1, 1, 1, 0, [0]), ("all", 3, 2, 2, 1, [2, 0, 1])]:
+        fixed = normal(t, half)
+        index = torch.tensor(rows, dtype=torch.long)
+
+        def f(x, angles, fixed=fixed, index=index, heads=heads, half=half):
+            table = fixed.double().index_copy(0, index, angles.expand(len(index), -1))[:, None]
+            head = x[:, : heads * 2 * half].view(len(x), heads, 2 * half)
+            u, v = head[..., :half], head[..., half:]
+            turned = torch.cat([u * table.cos() - v * table.sin(), v * table.cos() + u * table.sin()], -1)
+            return torch.cat([turned.reshape(len(x), -1), x[:, heads * 2 * half :]], 1)
+
+        args = {"op": "rope_learned", "rows": rows, "heads": heads, "angles": dump(fixed)}
+        cases.append(case(f"rope_learned_{name}", f, {"x": normal(t, heads * 2 * half + rest)}, {"angles": normal(1, half)}, args))
+    return cases
+
+
 def adamw_cases():
     cases = []
     for name, n, wd, eps in [("plain", 17, 0.0, 1e-8), ("decay", 33, 0.1, 1e-8), ("single", 1, 0.01, 1e-6), ("empty", 0, 0.01, 1e-8)]:
@@ -261,3 +291,4 @@ if __name__ == "__main__":
     write("pool", pool_cases())
     write("cross_entropy", cross_entropy_cases())
     write("adamw", adamw_cases())
+    write("blend", blend_cases())

@@ -1,4 +1,4 @@
-"""What the reference classes of Qwen2-VL and Qwen2.5-VL take for the samples of fixtures/models: positions and grids."""
+"""What the reference classes of Qwen2-VL, Qwen2.5-VL and Qwen3-VL take for the samples of fixtures/models: positions and grids."""
 
 import torch
 
@@ -7,8 +7,13 @@ IMAGE, VIDEO, START, END, PAD, EOS = 310, 311, 312, 313, 314, 315
 
 def mrope(config, ids, visuals):
     """Positions [3, tokens] as the published code counts them, and whether transformers 5.23 would count the same."""
+    if is_onevision(config):
+        return torch.arange(len(ids)).expand(3, -1), True
     vision = config.vision_config
     merge, rate = vision.spatial_merge_size, getattr(vision, "tokens_per_second", None)
+    if config.model_type == "qwen3_vl":
+        # Every step of a clip stands by itself.
+        visuals = [{**v, "is_video": False, "grid": [1, *v["grid"][1:]]} for v in visuals for _ in range(v["grid"][0])]
     out, at, seen, same = [[], [], []], 0, iter(visuals), True
     i = 0
     while i < len(ids):
@@ -41,7 +46,9 @@ def inputs_of(config, sample, ids=None):
     """What the reference takes: images and clips apart, positions as counted here."""
     ids = sample["ids"] if ids is None else ids
     positions, same = mrope(config, ids, sample["visuals"])
-    out = {"input_ids": torch.tensor([ids]), "position_ids": positions[:, None]}
+    out = {"input_ids": torch.tensor([ids])}
+    if not is_onevision(config):
+        out["position_ids"] = positions[:, None]
     for name, grid, is_video in (("pixel_values", "image_grid_thw", False), ("pixel_values_videos", "video_grid_thw", True)):
         mine = [(p, v) for p, v in zip(sample.get("patches", []), sample["visuals"]) if v["is_video"] == is_video]
         if mine:
@@ -56,7 +63,22 @@ def disk_name(name):
 
 
 def is_qwen_vl(config):
-    return config.model_type in ("qwen2_vl", "qwen2_5_vl")
+    """Whether samples come with grids and patches: LLaVA-OneVision-1.5 takes the same."""
+    return config.model_type in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl") or is_onevision(config)
+
+
+def is_onevision(config):
+    return config.model_type in ("llavaonevision1_5", "llava_onevision1_5")
+
+
+def model_class(config):
+    import transformers
+
+    if is_onevision(config):
+        from onevision1_5_ref import OneVision15ForConditionalGeneration
+
+        return OneVision15ForConditionalGeneration
+    return getattr(transformers, config.architectures[0])
 
 
 def parted(sample):

@@ -138,6 +138,39 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 1e-2,
                  "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
     },
+    # A table of positions, several mergers and a tied head, whole; LoRA in the decoder with the mergers beside it; mergers of
+    # which no layer of the decoder takes anything.
+    "full_qwen3_vl": {
+        "folder": "qwen3_vl_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_qwen3_vl": {
+        "folder": "qwen3_vl_hub",
+        "adapter": "fresh_mergers",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "full_qwen3_vl_odd": {
+        "folder": "qwen3_vl_odd",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    # Class tokens and their angles learn; LoRA in the decoder with the merger beside it.
+    "full_onevision1_5": {
+        "folder": "onevision1_5_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_onevision1_5": {
+        "folder": "onevision1_5_hub",
+        "adapter": "fresh_merger",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -150,7 +183,7 @@ RUNS = {
 
 def part_of(name):
     if "visual." in name:
-        return "projector" if "visual.merger." in name else "vision"
+        return "projector" if "visual.merger." in name or "deepstack_merger_list." in name else "vision"
     return "vision" if "vision_tower" in name else "projector" if "multi_modal_projector" in name else "llm"
 
 

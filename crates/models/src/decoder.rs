@@ -1,6 +1,6 @@
 //! The causal decoder that Llama, Mistral, Phi-3, Qwen2 and Qwen3 share; their differences are fields of [`DecoderConfig`].
 //!
-//! Source: `LlamaModel`, `MistralModel`, `Phi3Model`, `Qwen2Model`, `Qwen3Model` of `transformers`. Shapes: `t` packed tokens, `h` hidden, `n` query heads,
+//! Source: `LlamaModel`, `MistralModel`, `Phi3Model`, `Qwen2Model`, `Qwen3Model`, `Qwen3VLTextModel` of `transformers`; Meng et al. 2024 (DeepStack). Shapes: `t` packed tokens, `h` hidden, `n` query heads,
 //! `k` key/value heads, `d` head dimension.
 
 use crate::config::text::DecoderConfig;
@@ -66,6 +66,30 @@ impl OwnedPositions {
             OwnedPositions::Three(positions) => positions[range].iter().flatten().copied().max(),
         };
         cu_seqlens.windows(2).map(|bounds| largest(bounds[0]..bounds[1]).map_or(0, |p| p + 1)).collect()
+    }
+}
+
+/// Embedded tokens, and what pictures add to theirs on the way.
+pub struct Embedded {
+    /// `x_th`.
+    pub tokens: Var,
+    /// Rows of the tokens of pictures.
+    pub rows: Vec<u32>,
+    /// Added to these rows behind the first layer, the second and so on, `[rows, h]` each; what is left over at the end
+    /// belongs to layers that the decoder does not have.
+    pub deep: Vec<Var>,
+}
+
+impl Embedded {
+    /// Whether the last of so many blocks may compute some rows alone: not where something is added to others behind it.
+    pub(crate) fn narrows_last_block(&self, num_layers: usize) -> bool {
+        self.deep.len() < num_layers
+    }
+}
+
+impl From<Var> for Embedded {
+    fn from(tokens: Var) -> Embedded {
+        Embedded { tokens, rows: Vec::new(), deep: Vec::new() }
     }
 }
 
@@ -275,19 +299,21 @@ impl Decoder {
     pub(crate) fn forward(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &Positions<'_>,
         cu_seqlens: Arc<[usize]>,
         needed: Option<NeededRows>,
         recompute: bool,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, &cu_seqlens)?;
-        let mut x = x;
+        let narrows = x.narrows_last_block(self.layers.len());
+        let Embedded { tokens: mut x, rows, deep } = x;
+        let mut deep = deep.into_iter();
         let mut needed = needed;
         for (i, layer) in self.layers.iter().enumerate() {
             memory::mark("llm.layers", i);
             let spec = self.attention_spec(i, cu_seqlens.clone());
-            let needed = if i + 1 == self.layers.len() { needed.take() } else { None };
+            let needed = if narrows && i + 1 == self.layers.len() { needed.take() } else { None };
             let (layer, rope) = (layer.clone(), rope.clone());
             let run = move |t: &Tape, x: Var| {
                 let attend = |t: &Tape, _: usize, qkv: &Var| match &needed {
@@ -297,27 +323,42 @@ impl Decoder {
                 layer.forward(t, i, x, &rope, &attend, needed.as_ref().map(NeededRows::rows))
             };
             x = if recompute { t.checkpoint(&[x], move |t, inputs| run(t, inputs[0].clone()))? } else { run(t, x)? };
+            if let Some(features) = deep.next() {
+                x = t.add_rows(x, &rows, &features)?;
+            }
         }
         memory::mark("llm.layers", self.layers.len());
+        if let Some(needed) = needed {
+            x = t.gather_rows(&x, needed.rows())?;
+        }
         Ok(self.norm.forward(t, &x)?)
     }
 
     /// As [`Decoder::forward`] with the caller's own attention (a key/value cache); `cu_seqlens` tells the rows of one
-    /// sequence from those of another. Of the last block the caller's attention gives the `needed` rows alone.
+    /// sequence from those of another. Of a last block that is narrowed
+    /// ([`Embedded::narrows_last_block`]) the caller's attention gives the `needed` rows alone.
     pub(crate) fn forward_with(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &Positions<'_>,
         cu_seqlens: &[usize],
         attend: &Attend<'_>,
         needed: Option<&NeededRows>,
     ) -> Result<Var> {
         let rope = self.rope_table(positions, cu_seqlens)?;
-        let mut x = x;
+        let narrows = x.narrows_last_block(self.layers.len());
+        let Embedded { tokens: mut x, rows, deep } = x;
+        let mut deep = deep.into_iter();
         for (i, layer) in self.layers.iter().enumerate() {
-            let needed = needed.filter(|_| i + 1 == self.layers.len());
+            let needed = needed.filter(|_| narrows && i + 1 == self.layers.len());
             x = layer.forward(t, i, x, &rope, attend, needed.map(NeededRows::rows))?;
+            if let Some(features) = deep.next() {
+                x = t.add_rows(x, &rows, &features)?;
+            }
+        }
+        if let Some(needed) = needed.filter(|_| !narrows) {
+            x = t.gather_rows(&x, needed.rows())?;
         }
         Ok(self.norm.forward(t, &x)?)
     }

@@ -1,6 +1,6 @@
 //! Incremental decoding with a key/value cache: prefill of packed prompts, then one token a sequence. Owns no sampling.
 
-use crate::decoder::{OwnedPositions, Positions};
+use crate::decoder::{Embedded, OwnedPositions, Positions};
 use crate::error::{ModelError, Result};
 use crate::model::{Causal, Model, ModelInput, Network};
 use crate::needed::NeededRows;
@@ -164,7 +164,7 @@ impl Causal {
     fn fill(
         &self,
         t: &Tape,
-        x: Var,
+        x: Embedded,
         positions: &OwnedPositions,
         cu_seqlens: &Arc<[usize]>,
         sequences: &[usize],
@@ -175,11 +175,12 @@ impl Causal {
         }
         let bounds_of = || sequences.iter().copied().zip(cu_seqlens.windows(2));
         for (s, bounds) in bounds_of() {
-            self.remember(cache, s, &x, bounds[0]..bounds[1])?;
+            self.remember(cache, s, &x.tokens, bounds[0]..bounds[1])?;
         }
         let [q_width, kv_width] = self.decoder.qkv_widths();
         let needed = NeededRows::new(cu_seqlens[1..].iter().map(|&end| end as u32 - 1).collect(), cu_seqlens)?;
-        let last_layer = self.decoder.layers.len() - 1;
+        let num_layers = self.decoder.layers.len();
+        let narrowed = x.narrows_last_block(num_layers).then_some(num_layers - 1);
         let attend = |t: &Tape, layer: usize, qkv: &Var| {
             let mut held = cache.layers[layer].borrow_mut();
             for (s, bounds) in bounds_of() {
@@ -189,7 +190,7 @@ impl Causal {
                 values.append_columns(&rows, q_width + kv_width)?;
             }
             let spec = self.decoder.attention_spec(layer, cu_seqlens.clone());
-            if layer == last_layer { needed.attend(t, qkv, &spec) } else { t.self_attention(qkv, &spec) }
+            if Some(layer) == narrowed { needed.attend(t, qkv, &spec) } else { t.self_attention(qkv, &spec) }
         };
         let last = self.decoder.forward_with(t, x, &positions.view(), cu_seqlens, &attend, Some(&needed))?;
         for ((s, bounds), next) in bounds_of().zip(positions.next(cu_seqlens)) {
@@ -226,7 +227,7 @@ impl Causal {
             values.truncate(0);
         }
         let positions = OwnedPositions::One((0..=length as u32).collect());
-        self.fill(&t, x, &positions, &[0, length + 1].into(), &[s], cache)
+        self.fill(&t, x.into(), &positions, &[0, length + 1].into(), &[s], cache)
     }
 
     fn append(&self, tokens: &[(usize, u32)], cache: &mut KvCache) -> Result<Tensor> {
@@ -256,7 +257,8 @@ impl Causal {
         };
         // Every row is a sequence of its own.
         let cu_seqlens: Vec<usize> = (0..=tokens.len()).collect();
-        let hidden = self.decoder.forward_with(&t, x, &Positions::One(&positions), &cu_seqlens, &attend, None)?;
+        let hidden =
+            self.decoder.forward_with(&t, x.into(), &Positions::One(&positions), &cu_seqlens, &attend, None)?;
         for &(s, _) in tokens {
             cache.lengths[s] += 1;
             cache.next[s] += 1;

@@ -5,14 +5,14 @@
 //! Source: `LlavaForConditionalGeneration`, `LlamaForCausalLM`, `Qwen2ForCausalLM` of `transformers`.
 
 use crate::config::{CausalConfig, FamilyConfig, ModelConfig};
-use crate::decoder::{Decoder, OwnedPositions};
+use crate::decoder::{Decoder, Embedded, OwnedPositions};
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
 use crate::names::TEXT_PREFIX;
 use crate::needed::NeededRows;
 use crate::seq2seq::Seq2Seq;
-use crate::vision::VisionSide;
+use crate::vision::{Features, VisionSide};
 use crate::weights::{Builder, LoadReport, NamedParam};
 use std::path::Path;
 use std::sync::Arc;
@@ -158,7 +158,7 @@ impl Model {
     /// What stands in the rows of the images and clips of an input, `[tokens, hidden]`.
     pub fn image_features(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
         match &input.pixels {
-            Some(pixels) => self.vision()?.features(t, pixels, &input.visuals, false),
+            Some(pixels) => Ok(self.vision()?.features(t, pixels, &input.visuals, false)?.rows),
             None => Err(ModelError::Input("no pixels".to_owned())),
         }
     }
@@ -263,8 +263,8 @@ impl Model {
 }
 
 impl Causal {
-    /// Token embeddings with image features in their rows, `[t, hidden]`.
-    pub(crate) fn embed(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Var> {
+    /// Token embeddings with image features in their rows, `[t, hidden]`, and what is added to these later.
+    pub(crate) fn embed(&self, t: &Tape, input: &ModelInput, recompute: bool) -> Result<Embedded> {
         if input.target.is_some() {
             return Err(ModelError::Input("a decoder takes no targets beside its tokens".to_owned()));
         }
@@ -281,23 +281,24 @@ impl Causal {
         }
         let x = t.embedding(&input.ids, &self.decoder.embed_tokens)?;
         let num_rows = input.image_rows.len();
-        let features = match (&input.pixels, &input.tower_states, &self.vision) {
-            (None, None, _) if num_rows == 0 => return Ok(x),
+        let features: Features = match (&input.pixels, &input.tower_states, &self.vision) {
+            (None, None, _) if num_rows == 0 => return Ok(x.into()),
             (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
             (_, _, None) => return Err(ModelError::Input("a language model alone takes no images".to_owned())),
             (Some(pixels), None, Some(side)) => side.features(t, pixels, &input.visuals, recompute)?,
-            (None, Some(states), Some(side)) => side.one_size()?.project(t, &t.constant(states.clone()))?,
+            (None, Some(states), Some(side)) => side.one_size()?.project(t, &t.constant(states.clone()))?.into(),
             (Some(_), Some(_), Some(_)) => {
                 return Err(ModelError::Input("pixels beside the tower's states of the same pictures".to_owned()));
             }
         };
-        if features.shape()[0] != num_rows {
+        let num_features = features.rows.shape()[0];
+        if num_features != num_rows {
             return Err(ModelError::Input(format!(
-                "image features and image tokens do not match: {} features, {num_rows} tokens",
-                features.shape()[0]
+                "image features and image tokens do not match: {num_features} features, {num_rows} tokens"
             )));
         }
-        Ok(t.scatter_rows(&x, &input.image_rows, &features)?)
+        let rows = input.image_rows.clone();
+        Ok(Embedded { tokens: t.scatter_rows(&x, &rows, &features.rows)?, rows, deep: features.deep })
     }
 
     fn hidden(&self, t: &Tape, input: &ModelInput, needed: Option<NeededRows>, recompute: bool) -> Result<Var> {

@@ -3,6 +3,8 @@
 //! (`model.language_model.layers…`), which PEFT adapters speak of.
 
 use crate::config::VisionKind;
+use crate::config::native::NativeFamily;
+use std::borrow::Cow;
 
 /// Prefix of the decoder in a LLaVA checkpoint; text-only checkpoints have none.
 pub const TEXT_PREFIX: &str = "language_model.";
@@ -62,10 +64,12 @@ pub fn in_memory(canonical: &str) -> String {
 }
 
 /// How a family's files on the hub name a canonical tensor.
-pub fn on_disk<'a>(canonical: &'a str, vision: Option<&VisionKind>) -> &'a str {
+pub fn on_disk<'a>(canonical: &'a str, vision: Option<&VisionKind>) -> Cow<'a, str> {
     match vision {
-        Some(VisionKind::QwenVl(_)) => canonical.strip_prefix(TEXT_PREFIX).unwrap_or(canonical),
-        _ => canonical,
+        // Published when `transformers` had its names of today.
+        Some(VisionKind::QwenVl(qwen)) if qwen.vision.family == NativeFamily::Qwen3Vl => in_memory(canonical).into(),
+        Some(VisionKind::QwenVl(_)) => canonical.strip_prefix(TEXT_PREFIX).unwrap_or(canonical).into(),
+        _ => canonical.into(),
     }
 }
 
@@ -109,6 +113,8 @@ mod tests {
             "vision_tower.vision_model.pre_layrnorm.weight",
             "multi_modal_projector.linear_2.weight",
             "visual.merger.ln_q.weight",
+            "visual.deepstack_merger_list.0.linear_fc1.bias",
+            "visual.class_embedding",
         ] {
             assert_eq!(canonical_tensor(&in_memory(name), false), name);
         }

@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use tensor::{
-    Activation, AttentionSpec, Gradients, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable, Tape, Tensor, Var,
+    Activation, AttentionSpec, Gradients, LearnedAngles, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable,
+    Tape, Taps, Tensor, Var,
 };
 
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -139,6 +140,16 @@ fn rope() {
         t.rope(x[0].clone(), 2, 6, &RopeTable::from_angles(&angles, 1.5)?)
     });
     check("rope", &[&[3, 12]], &[], rope);
+    let learned: Op = Box::new(|t, x, p| {
+        let mut angles = numbers(5, 4 * 2);
+        let rows = vec![2, 0];
+        for &row in &rows {
+            angles[row as usize * 2..][..2].copy_from_slice(p[0].value().f32s()?);
+        }
+        let table = RopeTable::from_angles(&Tensor::from_f32(&angles, &[4, 2])?, 1.5)?;
+        t.rope_learned(x[0].clone(), 2, 6, &table, &LearnedAngles { rows, angles: p[0].clone() })
+    });
+    check("rope_learned", &[&[4, 13]], &[&[1, 2]], learned);
 }
 
 #[test]
@@ -150,6 +161,9 @@ fn moving_and_combining() {
     check("add_table", &[&[3, 2]], &[&[4, 2]], Box::new(|t, x, p| t.add_table(&x[0], &[2, 0, 2], &p[0])));
     check("gather_rows", &[&[3, 2]], &[], Box::new(|t, x, _| t.gather_rows(&x[0], &[2, 2, 0, 2])));
     check("scatter_rows", &[&[4, 2], &[2, 2]], &[], Box::new(|t, x, _| t.scatter_rows(&x[0], &[3, 1], &x[1])));
+    check("add_rows", &[&[4, 2], &[3, 2]], &[], Box::new(|t, x, _| t.add_rows(x[0].clone(), &[3, 1, 3], &x[1])));
+    let taps = Taps { rows: vec![0, 3, 3, 1, 2, 2], weights: vec![0.25, 0.75, 1.0, -0.5, 0.3, 0.6] };
+    check("blend_table", &[&[3, 2]], &[&[4, 2]], Box::new(move |t, x, p| t.blend_table(x[0].clone(), &taps, &p[0])));
     check("concat_rows", &[&[1, 2], &[3, 2]], &[], Box::new(|t, x, _| t.concat_rows(x)));
     check("concat_cols", &[&[3, 1], &[3, 2]], &[], Box::new(|t, x, _| t.concat_cols(x)));
     check("slice_rows", &[&[4, 2]], &[], Box::new(|t, x, _| t.slice_rows(&x[0], 1..3)));

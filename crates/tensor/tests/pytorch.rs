@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use support::{Case, Given, cases, check_all, close, floats, largest, tensor, u32s, usizes};
 use tensor::{
-    Activation, AdamW, AttentionSpec, Gradients, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable, Tape,
-    Tensor, Var, adamw_step,
+    Activation, AdamW, AttentionSpec, Gradients, LearnedAngles, LinearWeights, LoraWeights, Mask, Param, Result,
+    RopeTable, Tape, Taps, Tensor, Var, adamw_step,
 };
 
 /// Sums of up to some hundred products in f32: 1e-5 is about 20 roundings in a row at full size.
@@ -123,6 +123,41 @@ fn simple_operators() {
         }
     };
     check_all(&cases("simple"), 1e-6, |c, t, g| run(c, t, g, false), |c, t, g| run(c, t, g, true));
+}
+
+#[test]
+fn tables_and_angles() {
+    let run = |case: &Case, t: &Tape, g: &Given, broken: bool| -> Result<Var> {
+        let args = case.args();
+        let mut rows = u32s(&args["rows"]);
+        if broken {
+            rows.reverse();
+        }
+        match args["op"].as_str().unwrap() {
+            "add_rows" => t.add_rows(g.inputs["base"].clone(), &rows, &g.inputs["src"]),
+            "blend_table" => {
+                let taps = Taps { rows, weights: floats(&args["weights"]["data"]) };
+                t.blend_table(g.inputs["x"].clone(), &taps, &g.params["table"])
+            }
+            "rope_learned" => {
+                let heads = args["heads"].as_u64().unwrap() as usize;
+                let learned = g.params["angles"].value();
+                let half = learned.shape()[1];
+                let mut angles = floats(&args["angles"]["data"]);
+                for &row in &rows {
+                    angles[row as usize * half..][..half].copy_from_slice(learned.f32s()?);
+                }
+                if broken {
+                    rows.pop();
+                }
+                let table = RopeTable::from_angles(&Tensor::from_f32(&angles, &[angles.len() / half, half])?, 1.0)?;
+                let learned = LearnedAngles { rows, angles: g.params["angles"].clone() };
+                t.rope_learned(g.inputs["x"].clone(), heads, 2 * half, &table, &learned)
+            }
+            other => panic!("{other}"),
+        }
+    };
+    check_all(&cases("blend"), 1e-5, |c, t, g| run(c, t, g, false), |c, t, g| run(c, t, g, true));
 }
 
 #[test]

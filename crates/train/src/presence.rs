@@ -3,7 +3,8 @@
 //!
 //! Looked at are the gradients of the first [`WATCHED_STEPS`] steps. Lawful zeros are: a tensor that no batch reached (reported
 //! once), LoRA A while B is zero, and key biases of towers and encoder-decoders, which have no rotary position: such a bias adds the same number to
-//! every score of a query, which softmax ignores, so that its gradient is zero by mathematics.
+//! every score of a query, which softmax ignores, so that its gradient is zero by mathematics; and mergers whose tokens are added
+//! to those of pictures behind the decoder's last layer, where nothing but words is learned.
 
 use std::collections::BTreeMap;
 
@@ -102,6 +103,9 @@ fn is_lawful_zero(trained: &TrainedTensor, tensors: &[TrainedTensor]) -> bool {
     if is_unrotated && name.ends_with("k_proj.bias") {
         return true;
     }
+    if name.contains("visual.deepstack_merger_list.") {
+        return true;
+    }
     let Some(module) = name.strip_suffix(".lora_A.weight") else {
         return false;
     };
@@ -181,6 +185,18 @@ mod tests {
         tensors[2].named.param.set_value(Tensor::from_f32(&[0.5], &[1]).unwrap()).unwrap();
         presence.watch(&tensors, &start);
         assert!(presence.verdict().unwrap_err().to_string().contains("`x.lora_A.weight`"));
+    }
+
+    #[test]
+    fn what_is_added_behind_the_last_layer_learns_nothing() {
+        let merger = "visual.deepstack_merger_list.1.linear_fc1.weight";
+        let adapter = format!("base_model.model.model.{}.lora_B.weight", merger.trim_end_matches(".weight"));
+        for name in [merger, &adapter, "visual.merger.linear_fc1.weight"] {
+            let tensors = [tensor(name, Part::Projector, &[1.0])];
+            let mut presence = Presence::new(&tensors);
+            presence.watch(&tensors, &gradients(&[(&tensors[0], &[0.0])]));
+            assert_eq!(presence.verdict().is_ok(), name.contains("deepstack"), "{name}");
+        }
     }
 
     #[test]

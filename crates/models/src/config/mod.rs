@@ -3,6 +3,8 @@
 
 pub mod fields;
 pub mod native;
+mod onevision1_5;
+mod qwen3_vl;
 pub mod qwen_vl;
 pub mod rope;
 pub mod text;
@@ -57,7 +59,7 @@ impl LlavaConfig {
 pub enum VisionKind {
     /// Pictures of one size (`llava`).
     Llava(LlavaConfig),
-    /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`).
+    /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `llavaonevision1_5`).
     QwenVl(QwenVlConfig),
 }
 
@@ -91,8 +93,20 @@ pub struct CausalConfig {
 }
 
 /// The families that can be loaded, by `model_type`.
-pub const FAMILIES: &[&str] =
-    &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "mistral", "phi3", "qwen2", "qwen3", "m2m_100"];
+pub const FAMILIES: &[&str] = &[
+    "llava",
+    "qwen2_vl",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "llavaonevision1_5",
+    "llava_onevision1_5",
+    "llama",
+    "mistral",
+    "phi3",
+    "qwen2",
+    "qwen3",
+    "m2m_100",
+];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -110,6 +124,8 @@ impl ModelConfig {
             "llava" => ModelConfig::read_llava(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
+            "qwen3_vl" => qwen3_vl::read(place, &raw),
+            "llavaonevision1_5" | "llava_onevision1_5" => onevision1_5::read(place, &raw),
             "m2m_100" => {
                 let config = Seq2SeqConfig::read(place, &raw)?;
                 Ok(ModelConfig { model_type, family: FamilyConfig::Seq2Seq(config), raw })
@@ -122,6 +138,10 @@ impl ModelConfig {
                     raw,
                 })
             }
+            moe if moe.ends_with("_moe") => Err(root.error(
+                "model_type",
+                format!("`{moe}` is a mixture of experts, which is not supported; of this family take a dense model"),
+            )),
             other => {
                 Err(ModelError::UnknownFamily { file: place.into(), found: other.into(), known: FAMILIES.join(", ") })
             }
@@ -318,7 +338,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, mistral, phi3, qwen2, qwen3, m2m_100",
+            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

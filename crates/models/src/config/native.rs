@@ -1,5 +1,5 @@
-//! Configuration of towers that take pictures at their own size (Qwen2-VL, Qwen2.5-VL): one struct, whose differences are
-//! explicit fields.
+//! Configuration of towers that take pictures at their own size: one struct for all families, whose differences are
+//! explicit fields, and its reading for Qwen2-VL and Qwen2.5-VL. Qwen3-VL and LLaVA-OneVision-1.5 are read elsewhere.
 //!
 //! Source: `Qwen2VLVisionConfig`, `Qwen2_5_VLVisionConfig` of `transformers`, class defaults included.
 
@@ -15,6 +15,10 @@ pub enum NativeFamily {
     Qwen2Vl,
     /// `qwen2_5_vl`.
     Qwen25Vl,
+    /// `qwen3_vl`.
+    Qwen3Vl,
+    /// `llavaonevision1_5`.
+    OneVision15,
 }
 
 /// Attention within square windows of an image, in all blocks but a few.
@@ -24,6 +28,17 @@ pub struct Windows {
     pub side: usize,
     /// Blocks that attend within a whole frame.
     pub full_blocks: Vec<usize>,
+}
+
+/// What a row of patches is before the first block, beside its own pixels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NativeInput {
+    /// Nothing else.
+    Patches,
+    /// A learned table of this many positions, the largest square of it resampled to each grid (`num_position_embeddings`).
+    Positions(usize),
+    /// A class token in front of each frame, whose rotary angles are learned, and a norm of everything.
+    ClassToken,
 }
 
 /// Where text goes on after an image or clip whose positions end at `p` and whose grid is `h x w` groups.
@@ -61,6 +76,12 @@ pub struct NativeVisionConfig {
     pub merge_size: usize,
     /// Activation of the MLP.
     pub activation: Activation,
+    /// Epsilon of every norm.
+    pub norm_eps: f32,
+    /// What is added to the patches, or put beside them.
+    pub input: NativeInput,
+    /// Qwen3-VL: blocks whose output is merged for the decoder's first layers as well, one merger each.
+    pub deepstack: Vec<usize>,
     /// Qwen2.5-VL: RMSNorm and a gated MLP in place of LayerNorm and two layers.
     pub is_gated: bool,
     /// Base wavelength of the rotary positions.
@@ -72,12 +93,11 @@ pub struct NativeVisionConfig {
 }
 
 impl NativeVisionConfig {
-    /// Reads a vision configuration.
+    /// Reads the vision configuration of Qwen2-VL or Qwen2.5-VL.
     pub fn read(place: &str, value: &Value, family: NativeFamily) -> Result<NativeVisionConfig> {
         let f = Fields::new(place, value)?;
         let is_25 = family == NativeFamily::Qwen25Vl;
-        let act = f.str_or("hidden_act", if is_25 { "silu" } else { "quick_gelu" })?;
-        let activation = act.parse().map_err(|_| f.error("hidden_act", format!("activation `{act}` is not known")))?;
+        let activation = activation(&f, "hidden_act", if is_25 { "silu" } else { "quick_gelu" })?;
         let outer = if is_25 { "qwen2_5_vl" } else { "qwen2_vl" };
         let found = f.str_or("model_type", outer)?;
         if found != outer && found != format!("{outer}_vision") {
@@ -128,13 +148,7 @@ impl NativeVisionConfig {
             None
         };
         let num_heads = f.size_or("num_heads", 16)?;
-        if !hidden_size.is_multiple_of(4 * num_heads) {
-            let field = if is_25 { "hidden_size" } else { "embed_dim" };
-            return Err(f.error(
-                field,
-                format!("expected a multiple of 4 times {num_heads} heads (two axes, pairs), found `{hidden_size}`"),
-            ));
-        }
+        check_heads(&f, if is_25 { "hidden_size" } else { "embed_dim" }, hidden_size, num_heads)?;
         let config = NativeVisionConfig {
             family,
             hidden_size,
@@ -147,6 +161,10 @@ impl NativeVisionConfig {
             temporal_patch_size: f.size_or("temporal_patch_size", 2)?,
             merge_size,
             activation,
+            // Both classes write it down in their code.
+            norm_eps: 1e-6,
+            input: NativeInput::Patches,
+            deepstack: Vec::new(),
             is_gated: is_25,
             rope_theta: rope_theta(&f)?,
             windows,
@@ -161,22 +179,52 @@ impl NativeVisionConfig {
         self.num_channels * self.temporal_patch_size * self.patch_size * self.patch_size
     }
 
+    /// For each merger of [`NativeVisionConfig::deepstack`] the block whose output it takes. The reference looks a block up in
+    /// the list, where the first entry counts, and gives what the mergers make to the decoder's first layers in the order of
+    /// the blocks: an entry that stands twice, names no block or finds no layer is never used.
+    pub fn deepstack_blocks(&self, decoder_layers: usize) -> Vec<Option<usize>> {
+        let is_used = |i: usize, block: usize| {
+            let before = (0..block).filter(|other| self.deepstack.contains(other)).count();
+            block < self.num_layers && before < decoder_layers && !self.deepstack[..i].contains(&block)
+        };
+        self.deepstack.iter().enumerate().map(|(i, &block)| is_used(i, block).then_some(block)).collect()
+    }
+
     /// Dimensions of a head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_heads
     }
 }
 
-fn indices(list: &Value) -> Option<Vec<usize>> {
+/// Heads turn by two axes, in pairs.
+pub(super) fn check_heads(f: &Fields<'_>, field: &str, hidden_size: usize, num_heads: usize) -> Result<()> {
+    if hidden_size.is_multiple_of(4 * num_heads) {
+        return Ok(());
+    }
+    Err(f.error(
+        field,
+        format!("expected a multiple of 4 times {num_heads} heads (two axes, pairs), found `{hidden_size}`"),
+    ))
+}
+
+/// The activation that a field names.
+pub(super) fn activation(f: &Fields<'_>, field: &str, default: &str) -> Result<Activation> {
+    let name = f.str_or(field, default)?;
+    name.parse().map_err(|_| f.error(field, format!("activation `{name}` is not known")))
+}
+
+/// A list of block numbers.
+pub(super) fn indices(list: &Value) -> Option<Vec<usize>> {
     list.as_array()?.iter().map(|v| v.as_u64().map(|v| v as usize)).collect()
 }
 
 /// The base of the axial rotary positions; `transformers` 5 writes it down, older files leave it to the class.
-fn rope_theta(f: &Fields<'_>) -> Result<f64> {
+pub(super) fn rope_theta(f: &Fields<'_>) -> Result<f64> {
     let Some(value) = f.raw("rope_parameters") else { return Ok(10_000.0) };
     let sub = Fields::new(format!("{}/rope_parameters", f.place()), value)?;
     let kind = sub.str_or("rope_type", "axial")?;
-    if kind != "axial" {
+    // The classes read the name that other towers use as their own.
+    if kind != "axial" && kind != "default" {
         return Err(sub.error("rope_type", format!("expected axial, found `{kind}`")));
     }
     let theta = sub.f64_or("rope_theta", 10_000.0)?;

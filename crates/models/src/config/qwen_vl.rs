@@ -28,13 +28,24 @@ const OUTER: [&str; 10] = [
     RESUME_KEY,
 ];
 
+/// How the decoder counts the tokens of images and clips.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VisualPositions {
+    /// Like words: one number a token.
+    Words,
+    /// By time, height and width; a clip is one block of them.
+    Clips(MropeResume),
+    /// By height and width; each temporal patch of a clip stands by itself, behind its time in the text.
+    Steps,
+}
+
 /// How pictures reach the decoder.
 #[derive(Debug, Clone)]
 pub struct QwenVlConfig {
     /// The tower and its merger.
     pub vision: NativeVisionConfig,
-    /// Where text goes on after a clip.
-    pub resume: MropeResume,
+    /// How the decoder counts positions.
+    pub positions: VisualPositions,
     /// Token id whose rows are replaced by features of images.
     pub image_token_id: u32,
     /// Token id whose rows are replaced by features of clips.
@@ -61,6 +72,21 @@ pub(super) fn read(place: &str, raw: &Value, family: NativeFamily) -> Result<Mod
         }
     };
     text.tie_word_embeddings |= f.bool_or("tie_word_embeddings", false)?;
+    let (image_token_id, video_token_id) = outer(&f, &vision, &text)?;
+    let resume = match f.str_or(RESUME_KEY, "after_max")?.as_str() {
+        "after_max" => MropeResume::AfterMax,
+        "after_extent" => MropeResume::AfterExtent,
+        other => {
+            return Err(f.error(RESUME_KEY, format!("expected `after_max` or `after_extent`, found `{other}`")));
+        }
+    };
+    f.finish()?;
+    let qwen = QwenVlConfig { vision, positions: VisualPositions::Clips(resume), image_token_id, video_token_id };
+    Ok(whole(model_type, text, qwen, raw))
+}
+
+/// The placeholders' ids, and whether tower and decoder fit together.
+pub(super) fn outer(f: &Fields<'_>, vision: &NativeVisionConfig, text: &DecoderConfig) -> Result<(u32, u32)> {
     if vision.out_hidden_size != text.hidden_size {
         return Err(f.error(
             "vision_config",
@@ -76,18 +102,13 @@ pub(super) fn read(place: &str, raw: &Value, family: NativeFamily) -> Result<Mod
         }
         Ok(id as u32)
     };
-    let (image_token_id, video_token_id) = (token("image_token_id", 151_655)?, token("video_token_id", 151_656)?);
     // They stand around the placeholders, where the chat template writes them.
     let _ = (f.raw("vision_start_token_id"), f.raw("vision_end_token_id"), f.raw("vision_token_id"));
-    let resume = match f.str_or(RESUME_KEY, "after_max")?.as_str() {
-        "after_max" => MropeResume::AfterMax,
-        "after_extent" => MropeResume::AfterExtent,
-        other => {
-            return Err(f.error(RESUME_KEY, format!("expected `after_max` or `after_extent`, found `{other}`")));
-        }
-    };
-    f.finish()?;
-    let qwen = QwenVlConfig { vision, resume, image_token_id, video_token_id };
+    Ok((token("image_token_id", 151_655)?, token("video_token_id", 151_656)?))
+}
+
+/// A checkpoint of these parts.
+pub(super) fn whole(model_type: String, text: DecoderConfig, qwen: QwenVlConfig, raw: &Value) -> ModelConfig {
     let family = FamilyConfig::Causal(Box::new(CausalConfig { text, vision: Some(VisionKind::QwenVl(qwen)) }));
-    Ok(ModelConfig { model_type, family, raw: raw.clone() })
+    ModelConfig { model_type, family, raw: raw.clone() }
 }

@@ -70,6 +70,8 @@ pub struct RopeConfig {
     pub kind: RopeKind,
     /// M-RoPE: how many of the frequencies turn with time, height and width, in this order, from the first one on.
     pub sections: Option<[usize; 3]>,
+    /// M-RoPE of Qwen3-VL: height and width take every third frequency as long as their sections last, time the others.
+    pub is_interleaved: bool,
 }
 
 impl RopeConfig {
@@ -81,8 +83,14 @@ impl RopeConfig {
         max_positions: usize,
     ) -> Result<RopeConfig> {
         let phi = family == DecoderFamily::Phi3;
-        let is_mrope = family == DecoderFamily::Qwen2Vl;
-        let top_theta = fields.f64_or("rope_theta", if is_mrope { 1e6 } else { 1e4 })?;
+        use DecoderFamily::{OneVision15, Qwen2Vl, Qwen3Vl};
+        let is_mrope = matches!(family, Qwen2Vl | Qwen3Vl);
+        let class_theta = match family {
+            Qwen2Vl | OneVision15 => 1e6,
+            Qwen3Vl => 5e5,
+            _ => 1e4,
+        };
+        let top_theta = fields.f64_or("rope_theta", class_theta)?;
         let top_partial = fields.f64_or("partial_rotary_factor", 1.0)?;
         let top_original = fields.usize_opt("original_max_position_embeddings")?;
         // Where both spellings are given the reference takes the older one, if it says anything.
@@ -95,7 +103,7 @@ impl RopeConfig {
         let Some((name, value)) = scaling else {
             let partial = if phi { top_partial } else { 1.0 };
             let plain = RopeConfig::finish(fields, "rope_theta", top_theta, head_dim, partial, RopeKind::Default)?;
-            return if is_mrope { plain.with_sections(fields, None) } else { Ok(plain) };
+            return if is_mrope { plain.with_sections(fields, None, family) } else { Ok(plain) };
         };
         let sub = Fields::new(format!("{}/{name}", fields.place()), value)?;
         let theta = sub.f64_or("rope_theta", top_theta)?;
@@ -119,7 +127,7 @@ impl RopeConfig {
         };
         let kind = match kind_name.as_str() {
             "default" => RopeKind::Default,
-            "mrope" if is_mrope => RopeKind::Default,
+            "mrope" if matches!(family, Qwen2Vl | OneVision15) => RopeKind::Default,
             "linear" => RopeKind::Linear { factor: need("factor")? },
             "llama3" => RopeKind::Llama3 {
                 factor: need("factor")?,
@@ -146,7 +154,8 @@ impl RopeConfig {
                     truncate: sub.bool_or("truncate", true)?,
                 }
             }
-            "longrope" => {
+            // Its longer sequences start again from their words, which pictures are not.
+            "longrope" if family != Qwen3Vl => {
                 let factor = sub.f64_or("factor", max_positions as f64 / original_max as f64)?;
                 let inferred =
                     if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original_max as f64).ln()).sqrt() };
@@ -158,44 +167,61 @@ impl RopeConfig {
                 }
             }
             other => {
-                let known = "default, linear, llama3, yarn or longrope";
+                let known = match family {
+                    Qwen3Vl => "default, linear, llama3 or yarn",
+                    _ => "default, linear, llama3, yarn or longrope",
+                };
                 return Err(sub.error("rope_type", format!("expected {known}, found `{other}`")));
             }
         };
-        let sections = if is_mrope { sub.raw("mrope_section") } else { None };
+        let has_sections = is_mrope || family == OneVision15;
+        let sections = if has_sections { sub.raw("mrope_section") } else { None };
+        if family == Qwen3Vl && !sub.bool_or("mrope_interleaved", true)? {
+            return Err(sub.error("mrope_interleaved", "expected true, as the class does it whatever the file says"));
+        }
         sub.finish()?;
         // The unscaled rotation of all but Phi turns whole heads, whatever the factor says.
         let partial = if kind == RopeKind::Default && !phi { 1.0 } else { partial };
         let plain = RopeConfig::finish(fields, name, theta, head_dim, partial, kind)?;
-        if is_mrope { plain.with_sections(fields, sections) } else { Ok(plain) }
+        if is_mrope { plain.with_sections(fields, sections, family) } else { Ok(plain) }
     }
 
-    /// Adds the sections of a class that has them; the reference takes 16, 24 and 24 where the file says nothing.
-    fn with_sections(self, fields: &Fields<'_>, found: Option<&Value>) -> Result<RopeConfig> {
+    /// Adds the sections of a class that has them, or what the reference takes where the file says nothing.
+    fn with_sections(self, fields: &Fields<'_>, found: Option<&Value>, family: DecoderFamily) -> Result<RopeConfig> {
+        let is_interleaved = family == DecoderFamily::Qwen3Vl;
+        let default = if is_interleaved { [24, 20, 20] } else { [16, 24, 24] };
         let sections = match found {
-            None => Some([16, 24, 24]),
+            None => Some(default),
             Some(list) => list.as_array().and_then(|list| {
                 let numbers: Option<Vec<usize>> = list.iter().map(|n| n.as_u64().map(|n| n as usize)).collect();
                 numbers?.try_into().ok()
             }),
         };
-        match sections.filter(|sections: &[usize; 3]| sections.iter().sum::<usize>() == self.dim / 2) {
-            Some(sections) => Ok(RopeConfig { sections: Some(sections), ..self }),
+        let (half, found) = (self.dim / 2, found.map_or(format!("{default:?} by default"), Value::to_string));
+        // Interleaved ones end with the frequencies, however long they are.
+        let fits = |sections: &[usize; 3]| is_interleaved || sections.iter().sum::<usize>() == half;
+        match sections.filter(fits) {
+            Some(sections) => Ok(RopeConfig { sections: Some(sections), is_interleaved, ..self }),
+            None if is_interleaved => {
+                Err(fields.error("mrope_section", format!("expected three numbers, found `{found}`")))
+            }
             None => Err(fields.error(
                 "mrope_section",
-                format!(
-                    "expected three numbers whose sum is {} (half of the rotated dimensions), found `{}`",
-                    self.dim / 2,
-                    found.map_or("[16, 24, 24] by default".to_owned(), Value::to_string)
-                ),
+                format!("expected three numbers whose sum is {half} (half of the rotated dimensions), found `{found}`"),
             )),
         }
     }
 
     /// For each frequency the axis (time, height, width) whose position it turns with.
     pub fn axes(&self) -> Vec<usize> {
-        let sections = self.sections.unwrap_or([self.dim.div_ceil(2), 0, 0]);
-        (0..3).flat_map(|axis| std::iter::repeat_n(axis, sections[axis])).collect()
+        let half = self.dim.div_ceil(2);
+        match self.sections {
+            None => vec![0; half],
+            Some(sections) if self.is_interleaved => {
+                (0..half).map(|i| if i < 3 * sections[i % 3] { i % 3 } else { 0 }).collect()
+            }
+            Some(sections) => (0..3).flat_map(|axis| std::iter::repeat_n(axis, sections[axis])).collect(),
+        }
     }
 
     fn finish(
@@ -219,7 +245,7 @@ impl RopeConfig {
                 }
             }
         }
-        Ok(RopeConfig { theta, dim, kind, sections: None })
+        Ok(RopeConfig { theta, dim, kind, sections: None, is_interleaved: false })
     }
 
     /// The length beyond which a sequence is turned by other frequencies.

@@ -1,7 +1,7 @@
 //! Configuration of decoders: one struct for all families, whose differences are explicit fields.
 //!
-//! Source: `LlamaConfig`, `MistralConfig`, `Phi3Config`, `Qwen2Config`, `Qwen3Config` of `transformers`, class defaults
-//! included.
+//! Source: `LlamaConfig`, `MistralConfig`, `Phi3Config`, `Qwen2Config`, `Qwen3Config` and those of the Qwen-VL decoders of
+//! `transformers`, class defaults included.
 
 use super::fields::Fields;
 use super::rope::RopeConfig;
@@ -24,11 +24,15 @@ pub enum DecoderFamily {
     Qwen2Vl,
     /// `qwen3`.
     Qwen3,
+    /// `qwen3_vl_text`: Qwen3 with positions of three numbers.
+    Qwen3Vl,
+    /// `LLaVAOneVision1_5_text`: Qwen3 in the sizes of another class.
+    OneVision15,
 }
 
 impl DecoderFamily {
     /// Every family by its `model_type`.
-    pub const ALL: [(&'static str, DecoderFamily); 7] = [
+    pub const ALL: [(&'static str, DecoderFamily); 10] = [
         ("llama", DecoderFamily::Llama),
         ("mistral", DecoderFamily::Mistral),
         ("phi3", DecoderFamily::Phi3),
@@ -36,6 +40,9 @@ impl DecoderFamily {
         ("qwen2_vl_text", DecoderFamily::Qwen2Vl),
         ("qwen2_5_vl_text", DecoderFamily::Qwen2Vl),
         ("qwen3", DecoderFamily::Qwen3),
+        ("qwen3_vl_text", DecoderFamily::Qwen3Vl),
+        ("LLaVAOneVision1_5_text", DecoderFamily::OneVision15),
+        ("llava_onevision1_5_text", DecoderFamily::OneVision15),
     ];
 
     /// The family of a `model_type`.
@@ -109,6 +116,14 @@ impl DecoderFamily {
                 ..qwen2
             },
             DecoderFamily::Qwen3 => Defaults { head_dim: Some(128), ..qwen2 },
+            DecoderFamily::Qwen3Vl => Defaults { head_dim: Some(128), max_positions: 128_000, ..qwen2 },
+            DecoderFamily::OneVision15 => Defaults {
+                intermediate_size: 12_288,
+                num_layers: 36,
+                num_kv_heads: Some(8),
+                head_dim: Some(128),
+                ..qwen2
+            },
         }
     }
 }
@@ -165,7 +180,7 @@ impl DecoderConfig {
             return Err(ModelError::UnknownFamily {
                 file: place.into(),
                 found: model_type,
-                // The decoders of Qwen2-VL stand in their own configurations alone.
+                // The decoders of these models stand in their own configurations alone.
                 known: DecoderFamily::ALL
                     .map(|(name, _)| name)
                     .into_iter()
@@ -174,7 +189,8 @@ impl DecoderConfig {
                     .join(", "),
             });
         };
-        use DecoderFamily::{Llama, Phi3, Qwen2, Qwen2Vl, Qwen3};
+        use DecoderFamily::{Llama, OneVision15, Phi3, Qwen2, Qwen2Vl, Qwen3, Qwen3Vl};
+        let is_qwen3 = matches!(family, Qwen3 | Qwen3Vl | OneVision15);
         let defaults = family.defaults();
         let hidden_size = f.size_or("hidden_size", defaults.hidden_size)?;
         let num_layers = f.size_or("num_hidden_layers", defaults.num_layers)?;
@@ -209,7 +225,7 @@ impl DecoderConfig {
             true if !has => Err(f.error(name, format!("is not supported by `{model_type}`, expected false"))),
             found => Ok(found),
         };
-        let attention_bias = bias("attention_bias", matches!(family, Llama | Qwen3))?;
+        let attention_bias = bias("attention_bias", family == Llama || is_qwen3)?;
         let mlp_bias = bias("mlp_bias", family == Llama)?;
         bias("lm_head_bias", false)?;
         for dropout in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
@@ -223,6 +239,10 @@ impl DecoderConfig {
                 }
             }
         }
+        if family == OneVision15 {
+            // Repeated there, and read by nobody.
+            let _ = (f.raw("image_token_id"), f.raw("video_token_id"));
+        }
         let config = DecoderConfig {
             family,
             vocab_size: f.size_or("vocab_size", defaults.vocab_size)?,
@@ -235,7 +255,7 @@ impl DecoderConfig {
             activation,
             rms_norm_eps: f.f64_or("rms_norm_eps", defaults.rms_norm_eps)? as f32,
             qkv_bias: matches!(family, Qwen2 | Qwen2Vl) || attention_bias,
-            qk_norm: family == Qwen3,
+            qk_norm: is_qwen3,
             fused_projections: family == Phi3,
             o_bias: attention_bias,
             mlp_bias,

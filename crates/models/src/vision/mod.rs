@@ -5,6 +5,7 @@ pub mod llava;
 pub mod native;
 pub mod vit;
 
+use crate::config::qwen_vl::VisualPositions;
 use crate::config::{CausalConfig, QwenVlConfig, VisionKind};
 use crate::decoder::OwnedPositions;
 use crate::error::{ModelError, Result};
@@ -19,8 +20,22 @@ use tensor::{Tape, Tensor, Var, profile};
 pub enum VisionSide {
     /// Pictures of one size through SigLIP or CLIP, and a projector.
     Llava(LlavaSide),
-    /// Patches of pictures of any size, a merger, and positions of three numbers.
-    Native(NativeTower, QwenVlConfig),
+    /// Patches of pictures of any size and mergers.
+    Native(NativeTower, Box<QwenVlConfig>),
+}
+
+/// What pictures are to a decoder, one row a token.
+pub struct Features {
+    /// In place of the embedded placeholders, `[tokens, hidden]` in f32.
+    pub rows: Var,
+    /// Added to these rows behind the decoder's first layers, one `[tokens, hidden]` for each (Qwen3-VL).
+    pub deep: Vec<Var>,
+}
+
+impl From<Var> for Features {
+    fn from(rows: Var) -> Features {
+        Features { rows, deep: Vec::new() }
+    }
 }
 
 impl VisionSide {
@@ -32,20 +47,21 @@ impl VisionSide {
                 Some(VisionSide::Llava(LlavaSide::build(b, llava, config.text.hidden_size)?))
             }
             Some(VisionKind::QwenVl(qwen)) => {
-                Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
+                let tower = NativeTower::build(b, &qwen.vision, config.text.num_layers)?;
+                Some(VisionSide::Native(tower, Box::new(qwen.clone())))
             }
         })
     }
 
-    /// Rows for the decoder, `[tokens, hidden]` in f32, of all pictures of an input.
-    pub(crate) fn features(&self, t: &Tape, pixels: &Tensor, visuals: &[Visual], recompute: bool) -> Result<Var> {
+    /// What all pictures of an input are to the decoder.
+    pub(crate) fn features(&self, t: &Tape, pixels: &Tensor, visuals: &[Visual], recompute: bool) -> Result<Features> {
         match self {
-            VisionSide::Llava(side) => side.project(t, &side.states(t, pixels, recompute)?),
+            VisionSide::Llava(side) => Ok(side.project(t, &side.states(t, pixels, recompute)?)?.into()),
             VisionSide::Native(tower, _) => {
                 let span = profile::span("tower");
                 let states = tower.states(t, pixels, visuals, recompute)?;
                 drop(span);
-                tower.merge(t, states)
+                Ok(Features { rows: tower.merge(t, &states)?, deep: states.deep })
             }
         }
     }
@@ -64,6 +80,9 @@ impl VisionSide {
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
         match self {
             VisionSide::Llava(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Native(_, config) if config.positions == VisualPositions::Words => {
+                Ok(OwnedPositions::One(input.positions.clone()))
+            }
             VisionSide::Native(_, config) => crate::mrope::positions(input, config).map(OwnedPositions::Three),
         }
     }

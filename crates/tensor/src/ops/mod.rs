@@ -4,6 +4,7 @@ pub(crate) mod activation;
 pub(crate) mod adamw;
 pub(crate) mod add;
 pub(crate) mod attention;
+pub(crate) mod blend;
 pub(crate) mod branch;
 pub(crate) mod cached_attention;
 pub(crate) mod cast;

@@ -5,6 +5,7 @@
 //! all heads; the first 2 * half elements of each such head rotate, everything else stays. Computed in f32. Backward rotates the gradient the other way. Nothing but the table is kept.
 
 mod cpu;
+mod learned;
 #[cfg(test)]
 mod reference;
 #[cfg(test)]
@@ -15,6 +16,8 @@ use crate::error::{Error, Result};
 use crate::profile;
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
+
+pub use learned::LearnedAngles;
 
 /// Cosines and sines of the rotation angles of each row, `[t, half]`.
 #[derive(Debug, Clone)]

@@ -1,10 +1,13 @@
 //! Gathering y[i] = x[rows[i]] and scattering: `base` with row rows[i] replaced by src[i]. `[t, n]`, f32 or bf16.
+//! Adding: row i of `src` added to row rows[i] of `base`, f32.
 //!
-//! Backward of gathering adds g[i] to row rows[i] in the order of i, in the dtype of x. Backward of scattering: dsrc[i] = g[rows[i]],
-//! dbase = g with those rows zero; a row given twice is an error. Kept: the row numbers.
+//! Backward of gathering adds g[i] to row rows[i] in the order of i, in the dtype of x. Backward of scattering: dsrc[i] =
+//! g[rows[i]], dbase = g with those rows zero; a row given twice is an error. Backward of adding: dsrc[i] = g[rows[i]],
+//! dbase = g. Kept: the row numbers.
 
 use crate::element::{Element, with_element};
 use crate::error::{Error, Result};
+use crate::gradients::Write;
 use crate::ops::embedding::{check_rows, scatter_add};
 use crate::tape::{Tape, Var};
 use crate::tensor::Tensor;
@@ -67,6 +70,31 @@ impl Tape {
                 sweep.give(base_place, dbase)?;
             }
             Ok(())
+        }))
+    }
+
+    /// `base` `[t, n]` with row i of `src` added to row `rows[i]`, f32; a row given twice takes both. In place when nobody
+    /// else refers to `base`.
+    pub fn add_rows(&self, base: Var, rows: &[u32], src: &Var) -> Result<Var> {
+        let (base_place, src_place) = (self.place("add_rows", "base", &base)?, self.place("add_rows", "src", src)?);
+        let [t, n] = *base.shape() else {
+            return Err(Error::shape("add_rows", "base", "[t, n]", base.shape()));
+        };
+        if src.shape() != [rows.len(), n] {
+            return Err(Error::shape("add_rows", "src", format!("[{}, {n}]", rows.len()), src.shape()));
+        }
+        check_rows("add_rows", "rows", rows, t)?;
+        let mut y = base.into_value().into_unique()?;
+        scatter_add(src.value().f32s()?, rows, n, y.f32s_mut()?, Write::Add);
+        if base_place.is_none() && src_place.is_none() {
+            return Ok(self.constant(y));
+        }
+        let rows = rows.to_vec();
+        Ok(self.push_op(y, move |g, sweep| {
+            if let Some(place) = src_place {
+                sweep.give(Some(place), gather(&g, &rows)?)?;
+            }
+            sweep.give(base_place, g)
         }))
     }
 }
