@@ -8,6 +8,7 @@ mod base;
 mod bf16;
 mod compare;
 mod fixture;
+mod full_size;
 mod pictures;
 mod saved;
 mod seq2seq;
