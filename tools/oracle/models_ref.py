@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import common
+import next_inputs
 from common import IGNORE, disk_name, make_image, put, save_tensors, write_json
 from models_specs import SPECS, TEXTS
 
@@ -105,7 +106,7 @@ def load_model(folder, **kwargs):
     config = AutoConfig.from_pretrained(folder)
     kind = config.model_type
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
-    if kind in ("qwen2_vl", "qwen2_5_vl"):
+    if kind in ("qwen2_vl", "qwen2_5_vl") or kind in next_inputs.KINDS:
         model_class = getattr(transformers, config.architectures[0])
     model, info = model_class.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **kwargs
