@@ -18,7 +18,7 @@ use tensor::{DType, Param, Tape, Var};
 pub(super) struct Anyres {
     config: AnyresConfig,
     newline: Param,
-    /// The learned pooling of frames, where the family has it.
+    /// The learned pooling of frames, where the family has it: a convolution, which takes no adapter.
     resampler: Option<Linear>,
     /// Pixels and tokens along a side of a tile.
     side: usize,
@@ -58,10 +58,6 @@ impl Anyres {
         };
         let (side, grid) = (llava.vision.image_size, llava.vision.grid());
         Ok(Some(Anyres { config: config.clone(), newline, resampler, side, grid }))
-    }
-
-    pub(super) fn resampler_mut(&mut self) -> Option<&mut Linear> {
-        self.resampler.as_mut()
     }
 
     /// Finds the pictures of every image and clip; `num_rows` are those that the tower gave.

@@ -47,7 +47,6 @@ impl LlavaSide {
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
         let mut all = self.tower.linears_mut();
         all.extend([&mut self.projector.linear_1, &mut self.projector.linear_2]);
-        all.extend(self.anyres.as_mut().and_then(Anyres::resampler_mut));
         all
     }
 
