@@ -98,14 +98,14 @@ def hub_name(name):
         return "language_model.model." + name[len("model.language_model.") :]
     if name.startswith("model.vision_tower."):
         return "vision_tower.vision_model." + name[len("model.vision_tower.") :]
-    if name.startswith("model.multi_modal_projector."):
+    if name.startswith(("model.multi_modal_projector.", "model.vision_resampler.")) or name == "model.image_newline":
         return name[len("model.") :]
     raise ValueError(f"no on-disk name for `{name}`")
 
 
 def disk_name(model):
     """The spelling of a model's checkpoints: a decoder alone has the same names in memory and on disk."""
-    return hub_name if model.config.model_type == "llava" else lambda name: name
+    return hub_name if model.config.model_type.startswith("llava") else lambda name: name
 
 
 # ---------------------------------------------------------------------------------------------------

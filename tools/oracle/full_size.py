@@ -109,6 +109,13 @@ CONFIGS = {
             "num_position_embeddings": 2304, "deepstack_visual_indexes": [8, 16, 24], "hidden_act": "gelu_pytorch_tanh",
         },
     },
+    "llava-v1.6-mistral-7b": {
+        "model_type": "llava_next", "architectures": ["LlavaNextForConditionalGeneration"], "image_token_index": 32000,
+        "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]], "projector_hidden_act": "gelu",
+        "vision_feature_layer": -2, "vision_feature_select_strategy": "default", "torch_dtype": "float16",
+        "text_config": decoder("mistral", 4096, 14336, 32, 32, 8, 32064, rope_theta=1000000.0, sliding_window=None),
+        "vision_config": CLIP_L_336,
+    },
     "llava-next-video-7b": {
         "model_type": "llava_next_video", "architectures": ["LlavaNextVideoForConditionalGeneration"],
         "image_token_index": 32001, "video_token_index": 32000, "image_grid_pinpoints": [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]],

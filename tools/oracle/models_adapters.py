@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import next_inputs
 import qwen_inputs
 from common import disk_name, put, save_tensors, write_json
 from models_ref import batches_of, load_model, nll_of
@@ -161,6 +162,18 @@ ADAPTERS = {
         "fresh": ({"r": 4, "lora_alpha": 8, "target_modules": r".*language_model.*proj"}, False),
         "tower": ({"r": 3, "lora_alpha": 6, "target_modules": ["qkv", "fc1", "fc2", "mlp.2", "k_proj"]}, True),
     },
+    # Tiles and clips: the decoder from B = 0 with the projector trained whole; tower, projector and decoder.
+    "llava_next_video_hub": {
+        "fresh_projector": (
+            {"r": 4, "lora_alpha": 8, "target_modules": EVERY_LINEAR, "modules_to_save": ["multi_modal_projector"]},
+            False,
+        ),
+        "everywhere": ({"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "fc1", "linear_1", "down_proj"]}, True),
+    },
+    "llava_onevision_hub": {
+        "fresh": ({"r": 4, "lora_alpha": 8, "target_modules": EVERY_LINEAR}, False),
+        "all_linear": ({"r": 2, "lora_alpha": 4, "target_modules": "all-linear"}, True),
+    },
     # Biases on every linear map and heads wider than hidden / heads.
     "clip_full_llama_bias": {
         "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
@@ -217,7 +230,8 @@ def samples_of(folder):
     with open(os.path.join(folder, "expected.json")) as f:
         stored = json.load(f)["samples"]
     if "visuals" in stored[0]:
-        return [parted({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]
+        part = next_inputs.parted if "source_size" in (stored[0]["visuals"] or [{}])[0] else parted
+        return [part({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]
     return out
 
 
@@ -283,6 +297,8 @@ def inputs_alone(model, e):
     """What the reference takes for one sample."""
     if is_qwen_vl(model.config):
         return inputs_of(model.config, e)[0]
+    if next_inputs.is_anyres(model.config):
+        return next_inputs.inputs_of(model.config, e)
     kwargs = {"input_ids": torch.tensor([e["ids"]])}
     if e["pixels"] is not None:
         kwargs["pixel_values"] = e["pixels"]
@@ -319,7 +335,7 @@ def make(folder_name, name, seed):
     alone = logits_of(model, samples)
     for i, logits in enumerate(alone):
         out[f"sample{i}.logits"] = logits[::STRIDE].clone()
-    if is_qwen_vl(model.config):
+    if is_qwen_vl(model.config) or next_inputs.is_anyres(model.config):
         batches = [(inputs_alone(model, e), torch.tensor([e["labels"]])) for e in samples]
     else:
         batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))

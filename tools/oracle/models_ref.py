@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import common
+import next_inputs
 import qwen_inputs
 from common import IGNORE, disk_name, make_image, put, save_tensors, write_json
 from models_specs import SPECS, TEXTS
@@ -109,6 +110,8 @@ def load_model(folder, **kwargs):
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM
     if is_qwen_vl(config):
         model_class = qwen_inputs.model_class(config)
+    elif kind in next_inputs.KINDS:
+        model_class = getattr(transformers, config.architectures[0])
     model, info = model_class.from_pretrained(
         folder, attn_implementation="eager", dtype=torch.float32, output_loading_info=True, **kwargs
     )

@@ -202,6 +202,31 @@ def pool_cases():
     return cases
 
 
+def squares_cases():
+    global rng
+    rng = np.random.default_rng(20)  # a sequence of its own: the other files stay as they are
+    cases = []
+    for name, n, c, size, stride in [("single", 1, 1, (1, 1), 1), ("even", 2, 3, (4, 6), 2), ("odd", 3, 5, (7, 5), 2), ("three", 2, 4, (7, 8), 3), ("empty", 0, 4, (4, 2), 2), ("whole", 2, 2, (3, 3), 3)]:
+        def grid(x, n=n, c=c, size=size):
+            return x.view(n, *size, c).permute(0, 3, 1, 2)
+
+        def highest(x, grid=grid, c=c, n=n, s=stride):
+            y = F.max_pool2d(grid(x), s) if n else x.new_zeros(0, c, 1, 1) + x.sum()
+            return y.permute(0, 2, 3, 1).reshape(-1, c)
+
+        def unfolded(x, grid=grid, c=c, n=n, s=stride):
+            y = F.unfold(grid(x), s, stride=s) if n else x.new_zeros(0, c * s * s, 1) + x.sum()
+            return y.permute(0, 2, 1).reshape(-1, c * s * s)
+
+        args = {"n": n, "from": list(size), "stride": stride}
+        x = {"x": normal(n * size[0] * size[1], c)}
+        if name == "even":
+            x["x"][::2] = x["x"][1::2]  # of equal values the first one takes the gradient
+        cases.append(case(f"max_{name}", highest, x, None, {"op": "max", **args}))
+        cases.append(case(f"unfold_{name}", unfolded, x, None, {"op": "unfold", **args}))
+    return cases
+
+
 def cross_entropy_cases():
     cases = []
     for name, t, n, v, bias, rank in [("single", 1, 1, 1, False, 0), ("odd", 9, 7, 13, False, 0), ("bias", 6, 5, 33, True, 0), ("lora", 6, 5, 20, True, 2), ("chunks", 300, 4, 19, False, 0), ("none", 4, 3, 5, False, 0), ("empty", 0, 3, 5, False, 0)]:
@@ -292,3 +317,4 @@ if __name__ == "__main__":
     write("cross_entropy", cross_entropy_cases())
     write("adamw", adamw_cases())
     write("blend", blend_cases())
+    write("squares", squares_cases())

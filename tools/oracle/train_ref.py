@@ -15,6 +15,7 @@ import tempfile
 import torch
 
 import common
+import next_inputs
 import qwen_inputs
 from common import IGNORE, disk_name, put, save_tensors, write_json
 from models_adapters import pad_id, samples_of, saved_name
@@ -171,6 +172,37 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
                  "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
     },
+    # Tiles, clips and the newline, whole; the projector beside LoRA; steps without an image leave the newline alone.
+    "full_llava_next_video": {
+        "folder": "llava_next_video_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_llava_next_video": {
+        "folder": "llava_next_video_hub",
+        "adapter": "fresh_projector",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "uneven_llava_next_video": {
+        "folder": "llava_next_video_max",
+        "train": ["projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "constant", "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "full_llava_onevision": {
+        "folder": "llava_onevision_hub",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "lora_llava_onevision": {
+        "folder": "llava_onevision_hub",
+        "adapter": "fresh",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 1e-2,
+                 "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -221,7 +253,8 @@ def train(run, double=False):
         model = model.double()
     samples = samples_of(folder)
     is_qwen = is_qwen_vl(model.config)
-    pad = None if is_qwen else pad_id(folder)
+    is_anyres = next_inputs.is_anyres(model.config)
+    pad = None if is_qwen or is_anyres else pad_id(folder)
     start = {spell(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro_losses": [], "supervised": [], "grad_norms": [], "rates": [], "records": []}
 
@@ -229,6 +262,9 @@ def train(run, double=False):
         if is_qwen:
             (sample,) = [samples[i] for i in indices]
             batch, labels = inputs_of(model.config, sample)[0], torch.tensor([sample["labels"]])
+        elif is_anyres:
+            (sample,) = [samples[i] for i in indices]
+            batch, labels = next_inputs.inputs_of(model.config, sample), torch.tensor([sample["labels"]])
         else:
             batch, labels = batch_of([samples[i] for i in indices], pad)
         if double:

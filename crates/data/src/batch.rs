@@ -38,7 +38,8 @@ pub enum VisualKind {
 pub struct Visual {
     /// Image or clip.
     pub kind: VisualKind,
-    /// Patches along time (or pictures, where each passes the tower by itself), height and width: `[t, h, w]`.
+    /// Patches along time (or pictures, where each passes the tower by itself: frames, or an image with its tiles), height and
+    /// width: `[t, h, w]`.
     pub grid: [usize; 3],
     /// Tokens of the text that it takes.
     pub num_tokens: usize,
@@ -79,7 +80,7 @@ pub struct Encoded {
     pub pixels: Vec<f32>,
     /// Number of pictures (frames count one each).
     pub num_images: usize,
-    /// Shape of a row of `pixels`: `[C, H, W]` where rows are pictures, `[values]` where they are patches; empty when there
+    /// Shape of a row of `pixels`: `[C, H, W]` where rows are pictures or tiles, `[values]` where they are patches; empty when there
     /// is none.
     pub pixel_shape: Vec<usize>,
     /// Rows of `ids` that take picture features, in picture order.
@@ -140,10 +141,10 @@ impl Prepared {
 
     /// Values of its pictures once they are normalised.
     pub fn num_values(&self) -> usize {
-        let Encoded { pixel_shape, num_images, .. } = &self.encoded;
+        let Encoded { pixel_shape, visuals, .. } = &self.encoded;
         match pixel_shape.as_slice() {
             &[row] => self.encoded.num_patches() * row,
-            shape => num_images * shape.iter().product::<usize>(),
+            shape => visuals.iter().map(|visual| visual.grid[0]).sum::<usize>() * shape.iter().product::<usize>(),
         }
     }
 }

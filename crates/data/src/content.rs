@@ -10,7 +10,7 @@ use crate::processor::Processor;
 use crate::record::{Format, Part, Role, Sample};
 use crate::template::ContentShape;
 use crate::template::spans::Rendered;
-use crate::vision::{Layout, Vision};
+use crate::vision::{Layout, Planned, Vision};
 
 impl Processor {
     /// The dialogue as the template takes it.
@@ -45,11 +45,11 @@ impl Processor {
     }
 }
 
-/// Checks that the placeholders of a text are those of the media, in their order, and puts what a family writes beside
-/// them in their place.
+/// Checks that the placeholders of a text are those of the media, and puts what a family writes beside them in their place.
+/// The media of each kind stand in their own order; images and clips may change places, and do so in `layout` as well.
 pub(crate) fn placed(
     vision: &Vision,
-    layout: &Layout,
+    layout: &mut Layout,
     rendered: Rendered,
     sample: &Sample,
 ) -> Result<Rendered, DataError> {
@@ -76,21 +76,24 @@ pub(crate) fn placed(
     // Where a byte of the text stands afterwards: after each replacement everything moves by so much.
     let mut moves = vec![(0, 0)];
     let mut at = 0;
-    for planned in &layout.visuals {
-        let Some(token) = vision.placeholder(planned.visual.kind) else { continue };
-        let others = [VisualKind::Image, VisualKind::Video].into_iter().filter_map(|kind| vision.placeholder(kind));
-        let next = others.filter_map(|other| Some((text[at..].find(&other.text)?, other))).min_by_key(|(at, _)| *at);
-        let Some((found, _)) = next.filter(|(_, found)| *found == token) else {
-            let what = "the chat template puts the media into another order";
-            return Err(record_error(sample, "placeholder_count", what)
-                .hint("choose another template with `model.version`, or change the order of the record's parts")
-                .into());
-        };
+    let kinds = [VisualKind::Image, VisualKind::Video];
+    let mut own: Vec<Option<Planned>> = std::mem::take(&mut layout.visuals).into_iter().map(Some).collect();
+    layout.order.clear();
+    for _ in 0..own.len() {
+        let placeholders = kinds.into_iter().filter_map(|kind| Some((kind, vision.placeholder(kind)?)));
+        let found = placeholders.filter_map(|(kind, token)| Some((text[at..].find(&token.text)?, kind, token)));
+        let Some((found, kind, token)) = found.min_by_key(|(found, ..)| *found) else { break };
+        // The number of each kind was checked.
+        let is_next = |planned: &Option<Planned>| planned.as_ref().is_some_and(|planned| planned.visual.kind == kind);
+        let Some(number) = own.iter().position(is_next) else { break };
+        let Some(planned) = own[number].take() else { break };
         let (start, end) = (at + found, at + found + token.text.len());
         out.push_str(&text[at..start]);
         out.push_str(planned.text.as_ref().unwrap_or(&token.text));
         moves.push((end, out.len() as i64 - end as i64));
         at = end;
+        layout.order.push(number);
+        layout.visuals.push(planned);
     }
     out.push_str(&text[at..]);
     let moved = |byte: usize| {

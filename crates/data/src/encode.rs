@@ -77,9 +77,10 @@ impl Processor {
         let mut encoded = Encoded { id: sample.id.clone(), index: sample.origin.index, ..Encoded::default() };
         let mut pictures = Vec::new();
         if let Some(vision) = &self.vision {
-            let targets = &text.layout.targets;
-            let mut loaded = clips.load(sample, options, vision, targets, self.cache_for(options))?.into_iter();
-            for planned in &text.layout.visuals {
+            let layout = &text.layout;
+            let loaded = clips.load(sample, options, vision, &layout.targets, self.cache_for(options))?;
+            let mut loaded = layout.in_order_of_text(loaded).into_iter();
+            for planned in &layout.visuals {
                 let shape = vision.row_shape(planned.size);
                 if encoded.num_images > 0 && encoded.pixel_shape != shape {
                     return Err(record_error(sample, "picture_shapes", "the pictures have different shapes")
@@ -141,7 +142,7 @@ impl Processor {
 
     /// Renders and tokenises a record with the frames chosen so far.
     fn render(&self, sample: &Sample, clips: &Clips, options: &EncodeOptions) -> Result<Tokenised, DataError> {
-        let layout = match &self.vision {
+        let mut layout = match &self.vision {
             Some(vision) => vision.layout(clips, sample, options)?,
             None => Layout::default(),
         };
@@ -153,7 +154,7 @@ impl Processor {
         };
         let mut rendered = rendered.map_err(|error| refused_by_template(sample, error))?;
         if let Some(vision) = &self.vision {
-            rendered = placed(vision, &layout, rendered, sample)?;
+            rendered = placed(vision, &mut layout, rendered, sample)?;
         }
         let pieces = self.tokenizer.encode(&rendered.text)?;
         Ok(Tokenised { rendered, pieces, layout })

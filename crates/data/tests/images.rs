@@ -94,7 +94,7 @@ fn settings_that_are_not_supported_are_refused_by_name() {
     };
     assert_eq!(
         refused(r#"{"image_processor_type": "ViTImageProcessor"}"#),
-        "image processor `ViTImageProcessor` is not supported; hint: supported are CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor and Qwen2VLImageProcessor"
+        "image processor `ViTImageProcessor` is not supported; hint: supported are CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor, LlavaNextImageProcessor, LlavaOnevisionImageProcessor and Qwen2VLImageProcessor"
     );
     assert_eq!(
         refused(r#"{"image_processor_type": "SiglipImageProcessor", "max_pixels": 4}"#),

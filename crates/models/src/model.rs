@@ -26,7 +26,8 @@ pub const IGNORE: i32 = -100;
 pub struct Visual {
     /// Whether its frames are taken together.
     pub is_video: bool,
-    /// Patches along time (or pictures, where each passes the tower by itself), height and width.
+    /// Patches along time (or pictures, where each passes the tower by itself: frames, or an image with its tiles), height and
+    /// width.
     pub grid: [usize; 3],
     /// Height and width before anything was done to it, where the family needs them.
     pub source_size: [usize; 2],
@@ -286,7 +287,9 @@ impl Causal {
             (None, None, _) => return Err(ModelError::Input(format!("{num_rows} image tokens but no pixels"))),
             (_, _, None) => return Err(ModelError::Input("a language model alone takes no images".to_owned())),
             (Some(pixels), None, Some(side)) => side.features(t, pixels, &input.visuals, recompute)?,
-            (None, Some(states), Some(side)) => side.one_size()?.project(t, &t.constant(states.clone()))?.into(),
+            (None, Some(states), Some(side)) => {
+                side.one_size()?.project(t, &t.constant(states.clone()), &input.visuals)?.into()
+            }
             (Some(_), Some(_), Some(_)) => {
                 return Err(ModelError::Input("pixels beside the tower's states of the same pictures".to_owned()));
             }

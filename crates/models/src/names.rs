@@ -14,6 +14,10 @@ pub const VISION_PREFIX: &str = "vision_tower.vision_model.";
 pub const NATIVE_PREFIX: &str = "visual.";
 /// Prefix of the projector.
 pub const PROJECTOR_PREFIX: &str = "multi_modal_projector.";
+/// The row behind every line of an image's tokens.
+pub const NEWLINE: &str = "image_newline";
+/// Prefix of the learned pooling of a clip's frames.
+pub const RESAMPLER_PREFIX: &str = "vision_resampler.";
 
 /// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints keep their names.
 pub fn canonical_tensor(name: &str, text_only: bool) -> String {
@@ -30,7 +34,7 @@ pub fn canonical_tensor(name: &str, text_only: bool) -> String {
     if let Some(rest) = inner.strip_prefix("vision_tower.") {
         return format!("{VISION_PREFIX}{}", rest.strip_prefix("vision_model.").unwrap_or(rest));
     }
-    if inner.starts_with(PROJECTOR_PREFIX) {
+    if inner.starts_with(PROJECTOR_PREFIX) || inner.starts_with(RESAMPLER_PREFIX) || inner == NEWLINE {
         return inner.to_owned();
     }
     if inner.starts_with("lm_head") {
@@ -57,7 +61,8 @@ pub fn in_memory(canonical: &str) -> String {
     if let Some(rest) = canonical.strip_prefix(VISION_PREFIX) {
         return format!("model.vision_tower.{rest}");
     }
-    if canonical.starts_with(PROJECTOR_PREFIX) || canonical.starts_with(NATIVE_PREFIX) {
+    let is_beside = [PROJECTOR_PREFIX, NATIVE_PREFIX, RESAMPLER_PREFIX].iter().any(|part| canonical.starts_with(part));
+    if is_beside || canonical == NEWLINE {
         return format!("model.{canonical}");
     }
     canonical.to_owned()
@@ -97,6 +102,8 @@ mod tests {
         check("model.vision_tower.encoder.layers.0.mlp.fc1.bias", tower);
         check("model.vision_tower.vision_model.encoder.layers.0.mlp.fc1.bias", tower);
         check("model.multi_modal_projector.linear_1.bias", "multi_modal_projector.linear_1.bias");
+        check("model.image_newline", "image_newline");
+        check("model.vision_resampler.pool.weight", "vision_resampler.pool.weight");
         check("model.layers.3.mlp.up_proj.weight", layer);
         check("model.norm.weight", "language_model.model.norm.weight");
         check("visual.blocks.0.norm1.weight", "visual.blocks.0.norm1.weight");
@@ -115,6 +122,8 @@ mod tests {
             "visual.merger.ln_q.weight",
             "visual.deepstack_merger_list.0.linear_fc1.bias",
             "visual.class_embedding",
+            "image_newline",
+            "vision_resampler.pool.bias",
         ] {
             assert_eq!(canonical_tensor(&in_memory(name), false), name);
         }

@@ -169,6 +169,8 @@ fn moving_and_combining() {
     check("slice_rows", &[&[4, 2]], &[], Box::new(|t, x, _| t.slice_rows(&x[0], 1..3)));
     check("slice_cols", &[&[2, 5]], &[], Box::new(|t, x, _| t.slice_cols(&x[0], 2..4)));
     check("avg_pool_grid", &[&[2 * 3 * 5, 2]], &[], Box::new(|t, x, _| t.avg_pool_grid(&x[0], 2, [3, 5], [2, 2])));
+    check("max_pool_grid", &[&[2 * 3 * 5, 2]], &[], Box::new(|t, x, _| t.max_pool_grid(&x[0], 2, [3, 5], 2)));
+    check("unfold_grid", &[&[2 * 3 * 5, 2]], &[], Box::new(|t, x, _| t.unfold_grid(&x[0], 2, [3, 5], 2)));
     check("bilinear_grid", &[&[3 * 2, 2]], &[], Box::new(|t, x, _| t.bilinear_grid(&x[0], 1, [3, 2], [4, 5])));
 }
 

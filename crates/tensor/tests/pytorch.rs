@@ -175,6 +175,21 @@ fn grids() {
 }
 
 #[test]
+fn squares_of_grids() {
+    let run = |case: &Case, t: &Tape, g: &Given, broken: bool| {
+        let args = case.args();
+        let from = <[usize; 2]>::try_from(usizes(&args["from"])).unwrap();
+        let (n, stride) = (args["n"].as_u64().unwrap() as usize, args["stride"].as_u64().unwrap() as usize);
+        let x = if broken { t.scale(&g.inputs["x"], -1.0)? } else { g.inputs["x"].clone() };
+        match args["op"] == "max" {
+            true => t.max_pool_grid(&x, n, from, stride),
+            false => t.unfold_grid(&x, n, from, stride),
+        }
+    };
+    check_all(&cases("squares"), 1e-6, |c, t, g| run(c, t, g, false), |c, t, g| run(c, t, g, true));
+}
+
+#[test]
 fn linear_cross_entropy() {
     let run = |case: &Case, t: &Tape, g: &Given, shift: f32| {
         let targets: Vec<i32> =

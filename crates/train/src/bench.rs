@@ -7,7 +7,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use data::{Batch, TargetRows};
+use data::{Batch, TargetRows, Visual, VisualKind};
 use models::{LoadOptions, Model, ModelConfig};
 use serde::Serialize;
 use tensor::{DType, memory};
@@ -192,20 +192,28 @@ fn random_batch(model: &Model, options: &BenchOptions) -> Result<Batch> {
         ..Batch::default()
     };
     if let Some(llava) = config.llava() {
-        let tokens_per_image = llava.tokens_per_image();
-        let images_each = (options.seq - options.seq.div_ceil(8)) / tokens_per_image;
+        // One clip a sequence where the family takes clips, else pictures, the newline of its own behind each where it has one.
+        let clips = llava.anyres.as_ref().and_then(|anyres| anyres.clips.as_ref());
+        let grid = llava.vision.grid();
+        let tokens_per_image = llava.tokens_per_image() + usize::from(llava.anyres.is_some());
+        let tokens_of = |images: usize| clips.map_or(images * tokens_per_image, |clips| clips.tokens(images, grid));
+        let room = options.seq - options.seq.div_ceil(8);
+        let images_each = (1..=room).take_while(|&images| tokens_of(images) <= room).last().unwrap_or(0);
         if images_each == 0 {
-            let message = format!(
-                "a picture takes {tokens_per_image} tokens, which {} tokens a sequence do not hold",
-                options.seq
-            );
+            let message =
+                format!("a picture takes {} tokens, which {} tokens a sequence do not hold", tokens_of(1), options.seq);
             return Err(TrainError::mismatch(message, "raise `--seq`"));
         }
         for start in (0..options.batch).map(|i| i * options.seq) {
-            let rows = start..start + images_each * tokens_per_image;
-            ids[rows.clone()].fill(llava.image_token_id);
+            let rows = start..start + tokens_of(images_each);
+            ids[rows.clone()].fill(clips.map_or(llava.image_token_id, |clips| clips.token_id));
             batch.labels[rows.clone()].fill(data::IGNORE);
             batch.image_rows.extend(rows.map(|row| row as u32));
+            let visual = |kind, pictures| Visual { kind, grid: [pictures, grid, grid], ..Visual::default() };
+            match clips {
+                Some(_) => batch.visuals.push(visual(VisualKind::Video, images_each)),
+                None => batch.visuals.extend((0..images_each).map(|_| visual(VisualKind::Image, 1))),
+            }
         }
         batch.num_images = images_each * options.batch;
         batch.pixel_shape = vec![llava.vision.num_channels, llava.vision.image_size, llava.vision.image_size];

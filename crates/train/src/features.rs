@@ -117,7 +117,8 @@ impl FeatureCache {
             return Ok(infer::upload(batch)?);
         }
         let _span = profile::span("feature_cache");
-        let size = batch.pixels.len() / batch.num_images;
+        // Tiles of an image are pictures of their own here.
+        let size = batch.pixel_shape.iter().product::<usize>().max(1);
         let keys: Vec<Hash> = batch.pixels.chunks_exact(size).map(|picture| self.key_of(batch, picture)).collect();
         let mut known: HashMap<Hash, Vec<u8>> = HashMap::new();
         let mut wanted: Vec<(Hash, &[f32])> = Vec::new();

@@ -12,6 +12,9 @@ use crate::record::{MediaKind, MediaRef, Sample};
 /// Rate of the program qwen-vl-utils, for clips about which nobody says anything.
 const UTILS_FPS: f64 = 2.0;
 
+/// Frames that are taken at most of a file about which nobody says anything, where the checkpoint names no bound.
+const MOST_UNASKED: usize = 768;
+
 /// What a checkpoint takes of clips about which neither record nor plan says anything.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct VideoDefaults {
@@ -126,7 +129,8 @@ impl Clips {
         }
         if wish.takes_all
             && !is_list
-            && let Some(most) = defaults.max_frames.filter(|&most| available > most)
+            && let most = defaults.max_frames.unwrap_or(MOST_UNASKED)
+            && available > most
         {
             let what = format!(
                 "`{}` has {available} frames, and the checkpoint's processor takes them all",

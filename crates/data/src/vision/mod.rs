@@ -1,17 +1,20 @@
 //! Owns [`Vision`]: what a family of checkpoints makes of pictures and clips, planned from their sizes alone, shaped frame
 //! by frame, written as values, and undone for people to look at. It refuses to read media files and to touch tokens.
 //!
-//! A family is a variant: [`Pictures`] gives every picture one treatment, [`Patches`] keeps a picture's own shape. What a
+//! A family is a variant: [`Pictures`] gives every picture one treatment, [`Tiles`] cuts images into pictures of one size,
+//! [`Patches`] keeps a picture's own shape. What a
 //! record will take is known before anything is decoded ([`Vision::layout`]), so that lengths are measured and frames
 //! are dropped without it.
 
 mod budget;
 mod fields;
+mod llava_next;
 mod patches;
 mod pictures;
 mod qwen;
 mod settings;
 mod source;
+mod tiles;
 mod values;
 
 use std::ops::Range;
@@ -28,6 +31,7 @@ use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
 pub use settings::ImageBackend;
 pub(crate) use source::Files;
+use tiles::Tiles;
 
 /// A token that stands for a medium.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +45,8 @@ pub(crate) struct Placeholder {
 pub(crate) enum Vision {
     /// Every picture and every frame the same way, one placeholder each.
     Pictures(Pictures),
+    /// Images as tiles of one size, clips as frames of that size.
+    Tiles(Tiles),
     /// Patches at native resolution.
     Patches(Patches),
 }
@@ -64,6 +70,10 @@ pub(crate) enum Target {
     Own,
     /// All the same; frames of another size than `from` stay as they are.
     To { from: (usize, usize), size: (usize, usize) },
+    /// As a frame of a clip, where tiles are cut of images.
+    Frame,
+    /// Made square and not cut into tiles.
+    Square,
 }
 
 /// All images and clips of a record in the order of the text.
@@ -74,6 +84,8 @@ pub(crate) struct Layout {
     pub of_reference: Vec<Range<usize>>,
     /// For every clip what is done to its frames.
     pub targets: Vec<Target>,
+    /// For every one of `visuals` where it stands in the record, once a template has put them into the order of the text.
+    pub order: Vec<usize>,
 }
 
 impl Layout {
@@ -86,6 +98,20 @@ impl Layout {
     pub fn num_tokens(&self) -> usize {
         self.visuals.iter().map(|planned| planned.visual.num_tokens).sum()
     }
+
+    /// Puts the pictures of all images and clips, given in the order of the record, into that of the text.
+    pub fn in_order_of_text<T>(&self, pictures: Vec<T>) -> Vec<T> {
+        if self.order.is_sorted() {
+            return pictures;
+        }
+        let mut in_record: Vec<(usize, usize)> =
+            self.order.iter().zip(&self.visuals).map(|(at, planned)| (*at, planned.visual.seconds.len())).collect();
+        in_record.sort_unstable();
+        let mut pictures = pictures.into_iter();
+        let mut parts: Vec<Vec<T>> =
+            in_record.iter().map(|&(_, count)| pictures.by_ref().take(count).collect()).collect();
+        self.order.iter().flat_map(|&at| std::mem::take(&mut parts[at])).collect()
+    }
 }
 
 impl Vision {
@@ -93,6 +119,7 @@ impl Vision {
     pub fn with_backend(self, backend: ImageBackend) -> Self {
         match self {
             Self::Pictures(own) => Self::Pictures(Pictures { settings: own.settings.with_backend(backend), ..own }),
+            Self::Tiles(own) => Self::Tiles(own.with_backend(backend)),
             Self::Patches(mut own) => {
                 own.image.backend = backend;
                 own.image.values = own.image.values.with_backend(backend);
@@ -105,6 +132,8 @@ impl Vision {
     pub fn placeholder(&self, kind: VisualKind) -> Option<&Placeholder> {
         match (self, kind) {
             (Self::Pictures(own), VisualKind::Image) => Some(&own.token),
+            (Self::Tiles(own), VisualKind::Image) => Some(&own.token),
+            (Self::Tiles(own), VisualKind::Video) => own.clips.as_ref().map(|clips| &clips.token),
             (Self::Patches(own), VisualKind::Image) => Some(&own.token),
             (Self::Patches(Patches { clips: ClipStyle::Whole(clips), .. }), VisualKind::Video) => Some(&clips.token),
             _ => None,
@@ -115,14 +144,14 @@ impl Vision {
     pub fn in_text(&self, kind: VisualKind) -> String {
         let token = self.placeholder(kind).map_or("", |token| token.text.as_str());
         match self {
-            Self::Pictures(_) => token.to_owned(),
+            Self::Pictures(_) | Self::Tiles(_) => token.to_owned(),
             Self::Patches(Patches { around: (start, end), .. }) => format!("{start}{token}{end}"),
         }
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
     pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_))
+        matches!(self, Self::Pictures(_) | Self::Tiles(_))
     }
 
     /// Frames of a clip that belong together: a number of frames is lowered by so many at a time.
@@ -137,7 +166,7 @@ impl Vision {
     pub fn tokens_per_image(&self) -> Option<usize> {
         match self {
             Self::Pictures(own) => own.settings.fixed_size().map(|(height, width)| own.count(height, width)),
-            Self::Patches(_) => None,
+            Self::Tiles(_) | Self::Patches(_) => None,
         }
     }
 
@@ -147,6 +176,8 @@ impl Vision {
     /// A medium that the family cannot take, or a still picture that cannot be read.
     pub fn layout(&self, clips: &Clips, sample: &Sample, options: &EncodeOptions) -> Result<Layout, DataError> {
         let mut layout = Layout { targets: vec![Target::Own; clips.len()], ..Layout::default() };
+        let is_image = |place: &Place<'_>| !place.is_clip || self.placeholder(VisualKind::Video).is_none();
+        let num_images: usize = clips.places().filter(is_image).map(|place| place.frames.len()).sum();
         for place in clips.places() {
             let first = layout.visuals.len();
             match self {
@@ -154,6 +185,18 @@ impl Vision {
                     let (planned, target) = own.plan_clip(&place, sample, options)?;
                     layout.targets[place.number] = target;
                     layout.visuals.push(planned);
+                }
+                Self::Tiles(own) => {
+                    let target = own.target(place.is_clip, num_images);
+                    layout.targets[place.number] = target;
+                    match &own.clips {
+                        Some(clips) if target == Target::Frame => layout.visuals.push(own.plan_clip(&place, clips)),
+                        _ => {
+                            for frame in place.frames.clone() {
+                                layout.visuals.push(own.plan_image(&place, frame, target, sample, options)?);
+                            }
+                        }
+                    }
                 }
                 _ => {
                     for frame in place.frames.clone() {
@@ -163,6 +206,7 @@ impl Vision {
             }
             layout.of_reference.push(first..layout.visuals.len());
         }
+        layout.order = (0..layout.visuals.len()).collect();
         Ok(layout)
     }
 
@@ -182,6 +226,7 @@ impl Vision {
                 };
                 ((height, width), own.grid(height, width), own.count(height, width))
             }
+            Self::Tiles(own) => return own.plan_image(place, frame, Target::Own, sample, options),
             Self::Patches(own) => {
                 let (height, width) = source()?;
                 let (height, width) =
@@ -199,11 +244,14 @@ impl Vision {
         let own_size = (image.height as usize, image.width as usize);
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape(image),
+            (Self::Tiles(own), _) => own.shape(image, target),
             // A medium without a size was refused when it was planned.
-            (Self::Patches(own), Target::Own) => match own.image_size(own_size.0, own_size.1) {
-                Ok(size) => own.image.scaled(image, size),
-                Err(_) => image,
-            },
+            (Self::Patches(own), Target::Own | Target::Frame | Target::Square) => {
+                match own.image_size(own_size.0, own_size.1) {
+                    Ok(size) => own.image.scaled(image, size),
+                    Err(_) => image,
+                }
+            }
             (Self::Patches(own), Target::To { from, size }) => match &own.clips {
                 ClipStyle::Whole(clips) if from == own_size => clips.side.scaled(image, size),
                 _ => image,
@@ -215,7 +263,8 @@ impl Vision {
     pub fn shape_key(&self, target: Target) -> String {
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape_key(),
-            (Self::Patches(own), Target::Own) => {
+            (Self::Tiles(own), _) => own.shape_key(target),
+            (Self::Patches(own), Target::Own | Target::Frame | Target::Square) => {
                 let Patches { image, patch, merge, .. } = own;
                 format!("{:?} {:?}, native, {:?} by {}", image.backend, image.filter, image.budget, patch * merge)
             }
@@ -232,6 +281,7 @@ impl Vision {
     pub fn row_shape(&self, (height, width): (usize, usize)) -> Vec<usize> {
         match self {
             Self::Pictures(_) => vec![3, height, width],
+            Self::Tiles(own) => vec![3, own.side, own.side],
             Self::Patches(own) => vec![own.row_len()],
         }
     }
@@ -240,6 +290,7 @@ impl Vision {
     pub fn write_values(&self, visuals: &[Visual], pictures: &[RgbImage], values: &mut Vec<f32>) {
         match self {
             Self::Pictures(own) => own.write(pictures, values),
+            Self::Tiles(own) => own.write(visuals, pictures, values),
             Self::Patches(own) => own.write(visuals, pictures, values),
         }
     }
@@ -248,6 +299,7 @@ impl Vision {
     pub fn undo(&self, encoded: &Encoded) -> Vec<RgbImage> {
         match (self, encoded.pixel_shape.as_slice()) {
             (Self::Pictures(own), &[_, height, width]) => own.undo(&encoded.pixels, height, width),
+            (Self::Tiles(own), &[_, _, _]) => own.undo(&encoded.visuals, &encoded.pixels),
             (Self::Patches(own), &[_]) => own.undo(&encoded.visuals, &encoded.pixels),
             _ => Vec::new(),
         }

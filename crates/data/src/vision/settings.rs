@@ -87,6 +87,10 @@ fn class_defaults(class: &str) -> Option<ClassDefaults> {
     match class {
         "CLIPImageProcessor" => Some(clip),
         "LlavaImageProcessor" => Some(ClassDefaults { pads_square: true, ..clip }),
+        "LlavaNextImageProcessor" | "LlavaNextVideoVideoProcessor" => Some(clip),
+        "LlavaOnevisionImageProcessor" | "LlavaOnevisionVideoProcessor" => {
+            Some(ClassDefaults { size: Target::Exact { height: 384, width: 384 }, crop: None, ..clip })
+        }
         "SiglipImageProcessor" => Some(ClassDefaults {
             size: Target::Exact { height: 224, width: 224 },
             crop: None,
@@ -139,15 +143,29 @@ impl ImageSettings {
     /// # Errors
     /// A class or setting that is not supported, by name.
     pub fn read(fields: &Fields<'_>, backend: ImageBackend) -> Result<Self, DataError> {
+        let class = image_class(fields.config).unwrap_or_else(|| "LlavaImageProcessor".to_owned());
+        Self::read_as(fields, backend, &class, &[])
+    }
+
+    /// As [`ImageSettings::read`] for the settings of a class; `others` are keys that are read elsewhere or that the class never
+    /// looks at.
+    ///
+    /// # Errors
+    /// As [`ImageSettings::read`].
+    pub fn read_as(
+        fields: &Fields<'_>,
+        backend: ImageBackend,
+        class: &str,
+        others: &[&str],
+    ) -> Result<Self, DataError> {
         let config = fields.config;
-        let class = image_class(config).unwrap_or_else(|| "LlavaImageProcessor".to_owned());
-        let Some(defaults) = class_defaults(&class) else {
+        let Some(defaults) = class_defaults(class) else {
             return Err(fields.bad(
                 format!("image processor `{class}` is not supported"),
-                "supported are CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor and Qwen2VLImageProcessor",
+                "supported are CLIPImageProcessor, SiglipImageProcessor, LlavaImageProcessor, LlavaNextImageProcessor, LlavaOnevisionImageProcessor and Qwen2VLImageProcessor",
             ));
         };
-        fields.check_known(&class, &[&READ[..], &super::values::KEYS].concat(), &[])?;
+        fields.check_known(class, &[&READ[..], &super::values::KEYS].concat(), others)?;
         for key in ["image_processor_type", "feature_extractor_type", "image_aspect_ratio"] {
             fields.name(key)?;
         }
@@ -185,11 +203,16 @@ impl ImageSettings {
                 return Err(fields.bad(format!("`image_aspect_ratio: {other}` is not supported"), "supported is `pad`"));
             }
         };
-        if fields.flag("do_pad", false)? && !defaults.pads_square {
+        if !others.contains(&"do_pad") && fields.flag("do_pad", false)? && !defaults.pads_square {
             return Err(fields.bad(format!("`{class}` with `do_pad` is not supported"), "set `do_pad: false`"));
         }
         let values = Values::read(fields, backend, defaults.mean, defaults.std)?;
         Ok(Self { backend, pad_square, resize: resizes.then_some((target, filter)), crop, values })
+    }
+
+    /// The same settings, with pictures made square first.
+    pub fn squaring(&self) -> Self {
+        Self { pad_square: true, ..self.clone() }
     }
 
     /// The same settings with another resize.
@@ -228,10 +251,15 @@ impl ImageSettings {
 
     /// Writes the values `[3, H, W]` of a picture that [`ImageSettings::shape`] made.
     pub fn write_values(&self, image: &RgbImage, values: &mut [f32]) {
-        let plane = image.width as usize * image.height as usize;
+        self.write_bytes(&image.data, values);
+    }
+
+    /// As [`ImageSettings::write_values`] for the bytes of a picture.
+    pub fn write_bytes(&self, data: &[u8], values: &mut [f32]) {
+        let plane = data.len() / 3;
         for (channel, out) in values.chunks_exact_mut(plane.max(1)).enumerate() {
             let table = self.values.of_channel(channel);
-            for (value, pixel) in out.iter_mut().zip(image.data.chunks_exact(3)) {
+            for (value, pixel) in out.iter_mut().zip(data.chunks_exact(3)) {
                 *value = table[usize::from(pixel[channel])];
             }
         }
@@ -302,6 +330,15 @@ impl ImageSettings {
 
 const SIZE_HINT: &str = "supported are `height` and `width`, `shortest_edge`, and `shortest_edge` with `longest_edge`";
 
+/// Height and width that a size means for a square: those it names, or the shorter side twice. None for other sizes.
+pub(crate) fn square_of(value: &Value, int_is_shortest: bool) -> Option<(usize, usize)> {
+    match read_size(value, int_is_shortest)? {
+        Target::Exact { height, width } => Some((height, width)),
+        Target::Shortest(edge) => Some((edge, edge)),
+        Target::Bounded { .. } => None,
+    }
+}
+
 fn read_size(value: &Value, int_is_shortest: bool) -> Option<Target> {
     let whole = |v: &Value| v.as_u64().filter(|&n| n > 0 && n <= 1 << 16).map(|n| n as usize);
     if let Some(n) = whole(value) {
@@ -362,7 +399,7 @@ fn bounded(height: usize, width: usize, shortest: usize, longest: usize) -> (usi
 }
 
 /// Copies `image` into `out` with its upper left corner at column `x` and row `y`, either of which may be negative.
-fn paste(out: &mut RgbImage, image: &RgbImage, x: i64, y: i64) {
+pub(crate) fn paste(out: &mut RgbImage, image: &RgbImage, x: i64, y: i64) {
     let (out_width, width) = (i64::from(out.width), i64::from(image.width));
     let first = (-x).max(0);
     let last = (out_width - x).min(width);

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::pictures::Pictures;
 use super::settings::{ImageBackend, ImageSettings, image_class};
-use super::{Placeholder, Vision, qwen};
+use super::{Placeholder, Vision, llava_next, qwen};
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
 use crate::tokenizer::{Tokenizer, read_optional};
@@ -43,6 +43,11 @@ impl Vision {
         if image_class(&config).as_deref() == Some("Qwen2VLImageProcessor") {
             let (patches, defaults) = qwen::read(files, &fields)?;
             return Ok((Some(Self::Patches(patches)), defaults));
+        }
+        if llava_next::is_tiled(files, image_class(&config).as_deref()) {
+            let (tiles, defaults) = llava_next::read(files, &fields)?;
+            let defaults = defaults.map_or_else(|| video_defaults(files), Ok)?;
+            return Ok((Some(Self::Tiles(tiles)), defaults));
         }
         let settings = ImageSettings::read(&fields, ImageBackend::default())?;
         Ok((Some(Self::Pictures(pictures(files, settings)?)), video_defaults(files)?))

@@ -1,6 +1,7 @@
 //! Model configurations read from Hugging Face `config.json` files. Every field is read, known to be inert, or refused
 //! by name; absent fields take the defaults of the reference class.
 
+pub mod anyres;
 pub mod fields;
 pub mod native;
 mod onevision1_5;
@@ -12,6 +13,7 @@ pub mod vision;
 
 use crate::error::{ModelError, Result};
 use crate::seq2seq::config::Seq2SeqConfig;
+pub use anyres::AnyresConfig;
 use fields::Fields;
 use native::NativeFamily;
 pub use qwen_vl::QwenVlConfig;
@@ -45,10 +47,12 @@ pub struct LlavaConfig {
     pub projector_bias: bool,
     /// Token id whose rows are replaced by image features.
     pub image_token_id: u32,
+    /// Tiles of images of any shape, and clips; none for pictures of one size.
+    pub anyres: Option<AnyresConfig>,
 }
 
 impl LlavaConfig {
-    /// Tokens that one image becomes in the decoder.
+    /// Tokens that one picture becomes in the decoder; of LLaVA-NeXT and its successors those of one tile.
     pub fn tokens_per_image(&self) -> usize {
         self.vision.num_positions() - usize::from(self.select == FeatureSelect::DropFirst)
     }
@@ -57,7 +61,7 @@ impl LlavaConfig {
 /// What stands in front of the decoder.
 #[derive(Debug, Clone)]
 pub enum VisionKind {
-    /// Pictures of one size (`llava`).
+    /// Pictures of one size (`llava`), or tiles of one size (`llava_next`, `llava_next_video`, `llava_onevision`).
     Llava(LlavaConfig),
     /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `llavaonevision1_5`).
     QwenVl(QwenVlConfig),
@@ -95,6 +99,9 @@ pub struct CausalConfig {
 /// The families that can be loaded, by `model_type`.
 pub const FAMILIES: &[&str] = &[
     "llava",
+    "llava_next",
+    "llava_next_video",
+    "llava_onevision",
     "qwen2_vl",
     "qwen2_5_vl",
     "qwen3_vl",
@@ -122,6 +129,7 @@ impl ModelConfig {
         let model_type = root.str_or("model_type", "")?;
         match model_type.as_str() {
             "llava" => ModelConfig::read_llava(place, &raw),
+            "llava_next" | "llava_next_video" | "llava_onevision" => anyres::read(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
             "qwen3_vl" => qwen3_vl::read(place, &raw),
@@ -169,7 +177,7 @@ impl ModelConfig {
         self.causal().and_then(|config| config.vision.as_ref())
     }
 
-    /// The vision side of a LLaVA whose pictures have one size.
+    /// The vision side of a LLaVA, whose pictures or tiles have one size.
     pub fn llava(&self) -> Option<&LlavaConfig> {
         match self.vision() {
             Some(VisionKind::Llava(llava)) => Some(llava),
@@ -181,7 +189,10 @@ impl ModelConfig {
     pub fn placeholder_ids(&self) -> Vec<u32> {
         match self.vision() {
             None => Vec::new(),
-            Some(VisionKind::Llava(llava)) => vec![llava.image_token_id],
+            Some(VisionKind::Llava(llava)) => {
+                let clips = llava.anyres.as_ref().and_then(|anyres| anyres.clips.as_ref());
+                std::iter::once(llava.image_token_id).chain(clips.map(|clips| clips.token_id)).collect()
+            }
             Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
         }
     }
@@ -256,6 +267,7 @@ impl ModelConfig {
             projector_activation,
             projector_bias: f.bool_or("multimodal_projector_bias", true)?,
             image_token_id: image_token as u32,
+            anyres: None,
         };
         f.finish()?;
         let family = FamilyConfig::Causal(Box::new(CausalConfig { text, vision: Some(VisionKind::Llava(llava)) }));
@@ -338,7 +350,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llama, mistral, phi3, qwen2, qwen3, m2m_100",
+            "`config.json`: model_type `blip` is not known; known are llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

@@ -1,11 +1,14 @@
-//! LLaVA-1.5's and LLaVA-interleave's way from pictures to the decoder: a tower, selected states, two layers.
+//! LLaVA's way from pictures to the decoder: a tower, selected states, two layers; with tiles and clips, what `anyres` makes of
+//! their rows.
 //!
 //! Source: `LlavaModel.get_image_features`, `LlavaMultiModalProjector` of `transformers`.
 
+use super::anyres::Anyres;
 use super::vit::VisionTower;
 use crate::config::{FeatureSelect, LlavaConfig};
 use crate::error::Result;
 use crate::linear::Linear;
+use crate::model::Visual;
 use crate::names::PROJECTOR_PREFIX;
 use crate::weights::{Builder, Part};
 use tensor::{DType, Tape, Tensor, Var, profile};
@@ -21,6 +24,8 @@ pub struct LlavaSide {
     config: LlavaConfig,
     tower: VisionTower,
     projector: Projector,
+    /// What LLaVA-NeXT and its successors add.
+    anyres: Option<Anyres>,
     /// The dtype of activations; features go to the decoder's residual stream in f32.
     compute: DType,
 }
@@ -35,7 +40,8 @@ impl LlavaSide {
             linear_1: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_1"), width, hidden, bias, Part::Projector)?,
             linear_2: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_2"), hidden, hidden, bias, Part::Projector)?,
         };
-        Ok(LlavaSide { config: llava.clone(), tower, projector, compute: b.compute() })
+        let anyres = Anyres::build(b, llava, hidden)?;
+        Ok(LlavaSide { config: llava.clone(), tower, projector, anyres, compute: b.compute() })
     }
 
     pub(crate) fn linears_mut(&mut self) -> Vec<&mut Linear> {
@@ -63,9 +69,17 @@ impl LlavaSide {
         Ok(t.cast(&joined, self.compute)?)
     }
 
-    /// What the tower gave, projected to `[(m tokens), hidden]`.
-    pub(crate) fn project(&self, t: &Tape, joined: &Var) -> Result<Var> {
-        let inner = t.activation(&self.projector.linear_1.forward(t, joined)?, self.config.projector_activation)?;
+    /// Rows for the decoder of what the tower gave, `[tokens, hidden]`.
+    pub(crate) fn project(&self, t: &Tape, states: &Var, visuals: &[Visual]) -> Result<Var> {
+        let Some(anyres) = &self.anyres else { return self.projected(t, states) };
+        let mut media = anyres.media(visuals, states.shape()[0])?;
+        let states = anyres.pooled(t, states, &mut media)?;
+        anyres.packed(t, self.projected(t, &states)?, &media)
+    }
+
+    /// The two layers: `[rows, width]` to `[rows, hidden]`.
+    fn projected(&self, t: &Tape, states: &Var) -> Result<Var> {
+        let inner = t.activation(&self.projector.linear_1.forward(t, states)?, self.config.projector_activation)?;
         Ok(self.projector.linear_2.forward_wide(t, &inner)?)
     }
 }

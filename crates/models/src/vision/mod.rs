@@ -1,6 +1,7 @@
 //! The parts that stand in front of a decoder and make rows of pictures. Owns what the families have in common: which of them
 //! a model has, and what it can be asked for.
 
+mod anyres;
 pub mod llava;
 pub mod native;
 pub mod vit;
@@ -18,7 +19,7 @@ use tensor::{Tape, Tensor, Var, profile};
 
 /// The vision side of a model.
 pub enum VisionSide {
-    /// Pictures of one size through SigLIP or CLIP, and a projector.
+    /// Pictures or tiles of one size through SigLIP or CLIP, and a projector.
     Llava(LlavaSide),
     /// Patches of pictures of any size and mergers.
     Native(NativeTower, Box<QwenVlConfig>),
@@ -56,7 +57,7 @@ impl VisionSide {
     /// What all pictures of an input are to the decoder.
     pub(crate) fn features(&self, t: &Tape, pixels: &Tensor, visuals: &[Visual], recompute: bool) -> Result<Features> {
         match self {
-            VisionSide::Llava(side) => Ok(side.project(t, &side.states(t, pixels, recompute)?)?.into()),
+            VisionSide::Llava(side) => Ok(side.project(t, &side.states(t, pixels, recompute)?, visuals)?.into()),
             VisionSide::Native(tower, _) => {
                 let span = profile::span("tower");
                 let states = tower.states(t, pixels, visuals, recompute)?;

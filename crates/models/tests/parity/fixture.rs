@@ -47,7 +47,7 @@ impl Fixture {
     /// The ids that take features of images and clips; a decoder alone has none.
     pub fn placeholders(&self) -> Vec<u32> {
         let config = json(&self.dir.join("config.json"));
-        let keys = ["image_token_index", "image_token_id", "video_token_id"];
+        let keys = ["image_token_index", "image_token_id", "video_token_id", "video_token_index"];
         keys.iter().filter_map(|key| config[*key].as_u64()).map(|id| id as u32).collect()
     }
 
@@ -74,8 +74,8 @@ fn visuals(list: &Value) -> Vec<Visual> {
     let visual = |v: &Value| Visual {
         is_video: v["is_video"].as_bool().unwrap(),
         grid: [0, 1, 2].map(|axis| number(&v["grid"][axis])),
+        source_size: [0, 1].map(|axis| v["source_size"][axis].as_u64().unwrap_or_default() as usize),
         seconds_per_grid: v["seconds_per_grid"].as_f64().unwrap(),
-        ..Visual::default()
     };
     list.as_array().into_iter().flatten().map(visual).collect()
 }

@@ -56,6 +56,30 @@ fn of_every_fixture() {
     assert!(num_towers >= 5, "only {num_towers} folders with several pictures");
 }
 
+/// What the tower gave stands in for the pixels: the same logits to the last bit, tiles, frames and newlines in their places.
+#[test]
+fn states_in_place_of_pixels() {
+    let mut num_tiled = 0;
+    for fixture in fixtures() {
+        let samples = fixture.samples();
+        let (mut input, _) = pack(&samples.iter().collect::<Vec<_>>(), &fixture.placeholders());
+        let Some(pixels) = input.pixels.clone().filter(|pixels| pixels.shape().len() == 4) else { continue };
+        let (model, _) = models::load(&fixture.dir, &LoadOptions { dtype: Some(DType::F32) }).unwrap();
+        let t = Tape::inference();
+        let logits = |input: &models::ModelInput| model.logits(&t, input).unwrap().value().to_bytes();
+        let plain = logits(&input);
+        input.tower_states = Some(model.tower_states(&t, &pixels).unwrap().into_value());
+        input.pixels = None;
+        assert!(logits(&input) == plain, "{}", fixture.name());
+        num_tiled += usize::from(model.config().llava().is_some_and(|llava| llava.anyres.is_some()));
+        // Visuals that do not fit the pictures are refused.
+        if input.visuals.pop().is_some() {
+            assert!(model.logits(&t, &input).is_err(), "{}", fixture.name());
+        }
+    }
+    assert!(num_tiled >= 6);
+}
+
 /// Sums as long as those of real towers (4304 in SigLIP so400m), on both sides of 1024 rows.
 #[test]
 fn of_long_sums_and_many_rows() {

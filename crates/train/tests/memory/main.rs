@@ -3,9 +3,9 @@
 
 #![allow(clippy::unwrap_used)] // Helpers of tests are outside `#[test]` functions.
 
-use data::{Batch, Visual};
+use data::{Batch, Visual, VisualKind};
 use models::{ModelConfig, random};
-use serde_json::json;
+use serde_json::{Value, json};
 use tensor::{DType, memory};
 use train::forecast::forecast;
 use train::plan::{MethodKind, Plan, TargetModules};
@@ -16,14 +16,17 @@ const TEXT: usize = 256;
 const IMAGES: usize = 3;
 
 /// A LLaVA large enough that activations, weights and optimizer state each matter.
-fn config() -> ModelConfig {
-    let value = json!({
+fn config(changes: &[(&str, Value)]) -> ModelConfig {
+    let mut value = json!({
         "model_type": "llava", "image_token_index": 1, "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
         "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 4,
             "num_attention_heads": 4, "image_size": 112, "patch_size": 14, "vision_use_head": false},
         "text_config": {"model_type": "qwen2", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
             "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": false}
     });
+    for (key, change) in changes {
+        value[*key] = change.clone();
+    }
     ModelConfig::from_json("config.json", value).unwrap()
 }
 
@@ -42,14 +45,39 @@ fn native(kind: &str) -> ModelConfig {
     ModelConfig::from_json("config.json", value).unwrap()
 }
 
+/// Those with tiles, whose frames get smaller in three ways.
+fn tiled() -> Vec<ModelConfig> {
+    let common = [("image_grid_pinpoints", json!([[112, 224]])), ("video_token_index", json!(0))];
+    let of = |more: [(&str, Value); 2]| config(&[&common[..], &more[..]].concat());
+    vec![
+        of([("model_type", json!("llava_onevision")), ("vision_aspect_ratio", json!("anyres_max_1"))]),
+        of([("model_type", json!("llava_next_video")), ("spatial_pool_mode", json!("max"))]),
+        of([("model_type", json!("llava_next_video")), ("spatial_pool_mode", json!("conv"))]),
+    ]
+}
+
+/// An image of two tiles and a clip of two frames, where the model has tiles.
+fn visuals(config: &ModelConfig) -> (Vec<Visual>, usize) {
+    let llava = config.llava().unwrap();
+    let Some(anyres) = &llava.anyres else { return (Vec::new(), IMAGES * llava.tokens_per_image()) };
+    let grid = llava.vision.grid();
+    let image = Visual { grid: [3, grid, grid], source_size: [112, 224], ..Visual::default() };
+    let clip = Visual { kind: VisualKind::Video, grid: [2, grid, grid], ..Visual::default() };
+    // Two tiles side by side with a newline behind every row, shrunk to one where that is the most.
+    let lines = if anyres.max_tiles.is_some() { 5 * (11 + 1) } else { grid * (2 * grid + 1) };
+    (vec![image, clip], grid * grid + lines + anyres.clips.as_ref().unwrap().tokens(2, grid))
+}
+
 fn batch(config: &ModelConfig, text: usize) -> Batch {
     let Some(llava) = config.llava() else { return native_batch(text) };
-    let image_rows: Vec<u32> = (0..(IMAGES * llava.tokens_per_image()) as u32).collect();
+    let (visuals, num_rows) = visuals(config);
+    let num_pictures = if visuals.is_empty() { IMAGES } else { 5 };
+    let image_rows: Vec<u32> = (0..num_rows as u32).collect();
     let total = image_rows.len() + text;
     let ids: Vec<u32> = (0..total).map(|i| if i < image_rows.len() { 1 } else { 2 + (i * 37 % 4000) as u32 }).collect();
     let labels = ids.iter().map(|id| if *id == 1 { data::IGNORE } else { *id as i32 }).collect();
     let side = llava.vision.image_size;
-    let pixels = (0..IMAGES * 3 * side * side).map(|i| (i % 255) as f32 / 127.5 - 1.0).collect();
+    let pixels = (0..num_pictures * 3 * side * side).map(|i| (i % 255) as f32 / 127.5 - 1.0).collect();
     Batch {
         ids,
         labels,
@@ -59,6 +87,7 @@ fn batch(config: &ModelConfig, text: usize) -> Batch {
         num_images: IMAGES,
         pixel_shape: vec![3, side, side],
         image_rows,
+        visuals,
         sample_ids: vec!["0".to_owned()],
         sample_index: vec![0],
         ..Batch::default()
@@ -95,7 +124,7 @@ fn planned_peaks_are_within_five_percent_of_counted_ones() {
             check(&native(kind), method, DType::F32, recompute, false, TEXT);
         }
     }
-    let config = config();
+    let config = config(&[]);
     let mut cases = Vec::new();
     for kind in [MethodKind::Full, MethodKind::Lora, MethodKind::Projector] {
         for dtype in [DType::F32, DType::BF16] {
@@ -111,6 +140,11 @@ fn planned_peaks_are_within_five_percent_of_counted_ones() {
     for (kind, dtype, recompute, freeze) in cases {
         for text in [TEXT, 4 * TEXT] {
             check(&config, kind, dtype, recompute, freeze, text);
+        }
+    }
+    for config in tiled() {
+        for (kind, dtype) in [(MethodKind::Full, DType::F32), (MethodKind::Lora, DType::BF16)] {
+            check(&config, kind, dtype, false, false, TEXT);
         }
     }
 }
@@ -138,7 +172,8 @@ fn check(config: &ModelConfig, kind: MethodKind, dtype: DType, recompute: bool, 
     let counted = (memory::stats().peak_bytes - before) as f64;
     let estimate = &planned.memory;
     let ratio = estimate.total as f64 / counted;
-    let case = format!("{} {dtype:?} recompute {recompute} freeze {freeze} text {text}", kind.word());
+    let case =
+        format!("{} {} {dtype:?} recompute {recompute} freeze {freeze} text {text}", config.model_type, kind.word());
     println!(
         "{case}: planned {:.2} MB, counted {:.2} MB, ratio {ratio:.4}",
         estimate.total as f64 / 1e6,

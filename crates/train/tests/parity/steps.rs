@@ -75,6 +75,7 @@ fn batch(samples: &[&Sample], numbers: &[u64], placeholders: &[u32]) -> Batch {
     let visuals = input.visuals.iter().map(|v| Visual {
         kind: if v.is_video { VisualKind::Video } else { VisualKind::Image },
         grid: v.grid,
+        source_size: v.source_size,
         seconds_per_grid: v.seconds_per_grid,
         ..Visual::default()
     });

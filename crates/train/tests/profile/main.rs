@@ -304,9 +304,11 @@ fn operations_are_those_of_the_shapes() {
     };
     let full = step(MethodKind::Full, false);
     // One layer: q and o of 32 x 32, k and v of 16 x 32, three matrices of 32 x 64. Each of 16 tokens meets each weight in three
-    // products (forward, for the input, for the weight), two operations each. The head works on the 15 tokens that have a next.
-    let weights = 2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64;
-    let linear = 2 * 3 * (16 * 2 * weights + 15 * 32 * 50);
+    // products (forward, for the input, for the weight), two operations each. The head works on the 15 tokens that have a next,
+    // and so do the o and the MLP of the last layer.
+    let (qkv, others) = (32 * 32 + 2 * 16 * 32, 32 * 32 + 3 * 32 * 64);
+    let layers = 2 * 16 * qkv + (16 + 15) * others;
+    let linear = 2 * 3 * (layers + 15 * 32 * 50);
     // Attention: scores and their use forward, five products of that size backward (one of them the scores again), in two
     // layers of four heads of 8. A query and a key make a pair where the key is not later, up to all of them in a tile.
     let attention = |pairs: u64| 2 * 7 * 2 * 4 * 8 * pairs;
@@ -316,7 +318,7 @@ fn operations_are_those_of_the_shapes() {
 
     // Recomputation runs the forward products of both layers again, and is no part of the model's own operations.
     let again = step(MethodKind::Full, true);
-    let forward = |pairs: u64| 2 * 16 * 2 * weights + 2 * 2 * 2 * 4 * 8 * pairs;
+    let forward = |pairs: u64| 2 * layers + 2 * 2 * 2 * 4 * 8 * pairs;
     let (least, most) = (forward(16 * 17 / 2), forward(16 * 16));
     assert!((least..=most).contains(&again.recomputed_flops), "{}", again.recomputed_flops);
     assert_eq!(again.flops - again.recomputed_flops, full.flops);

@@ -7,6 +7,7 @@
 
 #[cfg(test)]
 mod reference;
+mod squares;
 
 use crate::dtype::DType;
 use crate::error::{Error, Result};
