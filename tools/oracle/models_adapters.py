@@ -189,6 +189,9 @@ def samples_of(folder):
         )
     with open(os.path.join(folder, "expected.json")) as f:
         stored = json.load(f)["samples"]
+    if os.path.basename(folder).startswith(("encoders_", "original_")):
+        return [{**sample, "visuals": s["visuals"], "pixels": None if sample["pixels"] is None else sample["pixels"].flatten()}
+                for sample, s in zip(out, stored)]
     if "visuals" in stored[0]:
         return [parted({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]
     return out
