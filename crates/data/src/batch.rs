@@ -142,6 +142,8 @@ impl Prepared {
     pub fn num_values(&self) -> usize {
         let Encoded { pixel_shape, num_images, .. } = &self.encoded;
         match pixel_shape.as_slice() {
+            // Values of pictures of several sizes.
+            &[1] => self.pictures.iter().map(|picture| picture.data.len()).sum(),
             &[row] => self.encoded.num_patches() * row,
             shape => num_images * shape.iter().product::<usize>(),
         }

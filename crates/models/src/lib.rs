@@ -10,12 +10,15 @@ pub mod lora;
 pub mod model;
 mod mrope;
 pub mod names;
+mod parts;
 pub mod save;
 pub mod seq2seq;
 pub mod vision;
 pub mod weights;
 
-pub use config::{CausalConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
+pub use config::{
+    CausalConfig, EncodersConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind,
+};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};

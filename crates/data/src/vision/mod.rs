@@ -6,6 +6,7 @@
 //! are dropped without it.
 
 mod budget;
+mod encoders;
 mod fields;
 mod patches;
 mod pictures;
@@ -15,6 +16,7 @@ mod source;
 mod values;
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use media::{FrameRule, RgbImage};
 
@@ -24,6 +26,7 @@ use crate::error::{DataError, RecordError};
 use crate::options::EncodeOptions;
 use crate::record::Sample;
 use budget::{ClipBudget, MAX_RATIO};
+use encoders::Encoders;
 use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
 pub use settings::ImageBackend;
@@ -43,6 +46,8 @@ pub(crate) enum Vision {
     Pictures(Pictures),
     /// Patches at native resolution.
     Patches(Patches),
+    /// Every picture of one of two kinds the same way; a clip may be taken as a whole.
+    Encoders(Encoders),
 }
 
 /// One image or clip of a record before it is decoded.
@@ -64,6 +69,8 @@ pub(crate) enum Target {
     Own,
     /// All the same; frames of another size than `from` stay as they are.
     To { from: (usize, usize), size: (usize, usize) },
+    /// As the encoder of clips wants each of them.
+    Clip,
 }
 
 /// All images and clips of a record in the order of the text.
@@ -98,6 +105,7 @@ impl Vision {
                 own.image.values = own.image.values.with_backend(backend);
                 Self::Patches(own)
             }
+            Self::Encoders(own) => Self::Encoders(own.with_backend(backend)),
         }
     }
 
@@ -107,6 +115,7 @@ impl Vision {
             (Self::Pictures(own), VisualKind::Image) => Some(&own.token),
             (Self::Patches(own), VisualKind::Image) => Some(&own.token),
             (Self::Patches(Patches { clips: ClipStyle::Whole(clips), .. }), VisualKind::Video) => Some(&clips.token),
+            (Self::Encoders(own), kind) => own.placeholder(kind),
             _ => None,
         }
     }
@@ -117,12 +126,29 @@ impl Vision {
         match self {
             Self::Pictures(_) => token.to_owned(),
             Self::Patches(Patches { around: (start, end), .. }) => format!("{start}{token}{end}"),
+            Self::Encoders(own) => own.in_text(kind),
         }
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
     pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_))
+        matches!(self, Self::Pictures(_) | Self::Encoders(_))
+    }
+
+    /// Texts that stand for media and are no tokens, with the ids that take their places; the text is tokenised between them.
+    pub fn marks(&self) -> Vec<(&str, u32)> {
+        match self {
+            Self::Encoders(own) => own.marks(),
+            Self::Pictures(_) | Self::Patches(_) => Vec::new(),
+        }
+    }
+
+    /// Files that belong to the checkpoint's processor wherever they were found: name within the checkpoint, and place.
+    pub fn own_files(&self) -> &[(String, PathBuf)] {
+        match self {
+            Self::Encoders(own) => &own.files,
+            Self::Pictures(_) | Self::Patches(_) => &[],
+        }
     }
 
     /// Frames of a clip that belong together: a number of frames is lowered by so many at a time.
@@ -137,7 +163,7 @@ impl Vision {
     pub fn tokens_per_image(&self) -> Option<usize> {
         match self {
             Self::Pictures(own) => own.settings.fixed_size().map(|(height, width)| own.count(height, width)),
-            Self::Patches(_) => None,
+            Self::Patches(_) | Self::Encoders(_) => None,
         }
     }
 
@@ -154,6 +180,11 @@ impl Vision {
                     let (planned, target) = own.plan_clip(&place, sample, options)?;
                     layout.targets[place.number] = target;
                     layout.visuals.push(planned);
+                }
+                Self::Encoders(own) => {
+                    let (planned, target) = own.plan(&place, sample)?;
+                    layout.targets[place.number] = target;
+                    layout.visuals.extend(planned);
                 }
                 _ => {
                     for frame in place.frames.clone() {
@@ -189,6 +220,7 @@ impl Vision {
                 let grid = own.grid(1, height, width);
                 ((height, width), grid, own.tokens_a_step(grid))
             }
+            Self::Encoders(_) => unreachable!("encoders plan their pictures themselves"),
         };
         let visual = Visual { grid, num_tokens, seconds: vec![place.clip.seconds(frame)], ..Visual::default() };
         Ok(Planned { visual, size, text: None, slots: vec![num_tokens] })
@@ -208,6 +240,8 @@ impl Vision {
                 ClipStyle::Whole(clips) if from == own_size => clips.side.scaled(image, size),
                 _ => image,
             },
+            (Self::Patches(_), Target::Clip) => image,
+            (Self::Encoders(own), target) => own.shape(image, target),
         }
     }
 
@@ -225,6 +259,8 @@ impl Vision {
                 }
                 ClipStyle::Frames => "as it is".to_owned(),
             },
+            (Self::Patches(_), Target::Clip) => "as it is".to_owned(),
+            (Self::Encoders(own), target) => own.shape_key(target),
         }
     }
 
@@ -233,6 +269,8 @@ impl Vision {
         match self {
             Self::Pictures(_) => vec![3, height, width],
             Self::Patches(own) => vec![own.row_len()],
+            // Pictures of two sizes may stand in one record; their values follow one another.
+            Self::Encoders(_) => vec![1],
         }
     }
 
@@ -241,6 +279,7 @@ impl Vision {
         match self {
             Self::Pictures(own) => own.write(pictures, values),
             Self::Patches(own) => own.write(visuals, pictures, values),
+            Self::Encoders(own) => own.write(visuals, pictures, values),
         }
     }
 
@@ -249,6 +288,7 @@ impl Vision {
         match (self, encoded.pixel_shape.as_slice()) {
             (Self::Pictures(own), &[_, height, width]) => own.undo(&encoded.pixels, height, width),
             (Self::Patches(own), &[_]) => own.undo(&encoded.visuals, &encoded.pixels),
+            (Self::Encoders(own), _) => own.undo(encoded),
             _ => Vec::new(),
         }
     }

@@ -1,6 +1,7 @@
 //! The parts that stand in front of a decoder and make rows of pictures. Owns what the families have in common: which of them
 //! a model has, and what it can be asked for.
 
+pub mod encoders;
 pub mod llava;
 pub mod native;
 pub mod vit;
@@ -11,6 +12,7 @@ use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::model::{ModelInput, Visual};
 use crate::weights::Builder;
+use encoders::EncodersSide;
 use llava::LlavaSide;
 use native::NativeTower;
 use tensor::{Tape, Tensor, Var, profile};
@@ -21,6 +23,8 @@ pub enum VisionSide {
     Llava(LlavaSide),
     /// Patches of pictures of any size, a merger, and positions of three numbers.
     Native(NativeTower, QwenVlConfig),
+    /// Encoders of their own for images and clips.
+    Encoders(EncodersSide),
 }
 
 impl VisionSide {
@@ -33,6 +37,9 @@ impl VisionSide {
             }
             Some(VisionKind::QwenVl(qwen)) => {
                 Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
+            }
+            Some(VisionKind::Encoders(encoders)) => {
+                Some(VisionSide::Encoders(EncodersSide::build(b, encoders, config.text.hidden_size)?))
             }
         })
     }
@@ -47,6 +54,7 @@ impl VisionSide {
                 drop(span);
                 tower.merge(t, states)
             }
+            VisionSide::Encoders(side) => side.features(t, pixels, visuals, recompute),
         }
     }
 
@@ -57,13 +65,16 @@ impl VisionSide {
             VisionSide::Native(..) => Err(ModelError::Input(
                 "the states of this tower cannot be kept: its pictures have no common size".to_owned(),
             )),
+            VisionSide::Encoders(_) => Err(ModelError::Input(
+                "the states of encoders of their own for images and clips cannot be kept".to_owned(),
+            )),
         }
     }
 
     /// The positions of all tokens.
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
         match self {
-            VisionSide::Llava(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Llava(_) | VisionSide::Encoders(_) => Ok(OwnedPositions::One(input.positions.clone())),
             VisionSide::Native(_, config) => crate::mrope::positions(input, config).map(OwnedPositions::Three),
         }
     }
@@ -73,6 +84,7 @@ impl VisionSide {
         match self {
             VisionSide::Llava(side) => side.linears_mut(),
             VisionSide::Native(tower, _) => tower.linears_mut(),
+            VisionSide::Encoders(side) => side.linears_mut(),
         }
     }
 }
