@@ -5,6 +5,7 @@ pub mod config;
 pub mod decoder;
 pub mod error;
 pub mod generate;
+pub mod join;
 pub mod linear;
 pub mod lora;
 pub mod model;

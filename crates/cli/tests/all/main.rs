@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // Helpers of tests are outside `#[test]` functions.
 
 mod data;
+mod joined;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod libav;
 mod model;
