@@ -158,6 +158,8 @@ pub enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write a checkpoint in LLaVA's original layout as transformers loads it
+    Export(ExportArgs),
     /// Write a plan file to start from
     Init(InitArgs),
     /// Report the environment, or compare a checkpoint with the reference implementation
@@ -170,6 +172,20 @@ pub struct DemoArgs {
     /// Folder for clips, models and the report; must not hold anything yet
     #[arg(long, value_name = "DIR", default_value = "vidtune-demo")]
     pub out: PathBuf,
+}
+
+/// `vidtune export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Checkpoint folder or hub id, in LLaVA's original layout
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// PEFT adapter, which is merged
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// New folder for LlavaForConditionalGeneration
+    #[arg(long, value_name = "OUT")]
+    pub to_hf: PathBuf,
 }
 
 /// `vidtune train`.

@@ -43,7 +43,7 @@ pub fn join_tokenizer(language: &Path, to: &Path, tokens: &[&str]) -> Result<(us
     Ok((tokenizer.num_rows(), added))
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     if let Some(parent) = path.parent() {
         std::fs::create_dir_all(parent).map_err(|e| DataError::io(parent, e))?;
     }

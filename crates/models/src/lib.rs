@@ -4,6 +4,7 @@
 pub mod config;
 pub mod decoder;
 pub mod error;
+pub mod export;
 pub mod generate;
 pub mod join;
 pub mod linear;

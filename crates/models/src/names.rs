@@ -42,6 +42,12 @@ pub fn tower_tensor(name: &str) -> Option<&str> {
     Some(name.strip_prefix("vision_model.").unwrap_or(name))
 }
 
+/// The module of a projector's sequence that a tensor belongs to, and the tensor's name in it.
+pub fn projector_layer(name: &str, paths: EncoderPaths) -> Option<(usize, &str)> {
+    let (layer, rest) = name.strip_prefix(paths.projector)?.strip_prefix('.')?.split_once('.')?;
+    Some((layer.parse().ok()?, rest))
+}
+
 /// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints keep their names.
 pub fn canonical_tensor(name: &str, text_only: bool) -> String {
     if text_only {

@@ -39,7 +39,7 @@ impl Model {
 
     /// The configuration as it was read, except that the element type it names is the one that is written: the
     /// reference casts to it on loading.
-    fn saved_config(&self) -> Value {
+    pub(crate) fn saved_config(&self) -> Value {
         let mut config = self.config.raw.clone();
         // Parts that were joined may differ; the decoder's type is the model's.
         let of = |part| self.params.iter().find(|p| p.part == part).or(self.params.first());

@@ -119,3 +119,41 @@ fn wrong_combinations_of_parts_are_named() {
         "`model.video_projector` has no effect without `model.video_tower`",
     );
 }
+
+/// Logits of an exported folder are those of the original: the loss of every record, by way of ids, pixels and weights. Rows of
+/// the table that came in are in the sum of the softmax, so the losses differ by these alone.
+#[test]
+fn an_original_checkpoint_becomes_one_of_transformers() {
+    for name in ["original_llama", "original_qwen"] {
+        let dir = tempfile::tempdir().unwrap();
+        let data = text_of(&fixture("models").join(name).join("samples.json"));
+        let source = model(&format!("{name}/parts/original"));
+        let out = text_of(&dir.path().join("hf"));
+        line(&format!("export --model {source} --to-hf {out}"), &[]).expect(0);
+        line(&format!("export --model {source} --to-hf {out}"), &[]).expect(2);
+        let config: Value =
+            serde_json::from_str(&std::fs::read_to_string(dir.path().join("hf/config.json")).unwrap()).unwrap();
+        assert_eq!(config["architectures"], json!(["LlavaForConditionalGeneration"]));
+        let score = |model: &str| -> Vec<Value> {
+            let run = line(&format!("score --model {model} --data {data}"), &[]).expect(0);
+            run.stdout.lines().map(|l| serde_json::from_str(l).unwrap()).collect()
+        };
+        for (ours, theirs) in score(&source).iter().zip(score(&out)) {
+            for key in ["num_tokens", "input_tokens"] {
+                assert_eq!(ours[key], theirs[key], "{name}");
+            }
+            let (ours, theirs) = (ours["loss"].as_f64().unwrap(), theirs["loss"].as_f64().unwrap());
+            let allowed = if name == "original_qwen" { 1e-5 } else { 0.05 };
+            assert!((ours - theirs).abs() <= allowed * ours, "{name}: {ours} and {theirs}");
+        }
+    }
+    let refused = |name: &str, expected: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let out = text_of(&dir.path().join("hf"));
+        let run = line(&format!("export --model {} --to-hf {out}", model(name)), &[]);
+        assert!(run.code != 0 && run.stderr.contains(expected), "{}", run.stderr);
+    };
+    refused("original_mistral", "that class has a projector of two maps (`mlp2x_gelu`), found Linear");
+    refused("encoders_llama", "no place for one for clips");
+    refused("llava_clip_llama", "a `llava` model is not in LLaVA's original layout");
+}

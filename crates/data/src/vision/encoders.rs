@@ -36,6 +36,8 @@ pub(crate) struct Encoders {
     is_separate: bool,
     /// Whether added tokens stand around media.
     has_start_end: bool,
+    /// Class tokens of the image tower and of the video tower.
+    num_class: [usize; 2],
     /// Settings that belong to the checkpoint: name within it, and where they were found.
     pub files: Vec<(String, PathBuf)>,
 }
@@ -70,6 +72,7 @@ pub(super) fn read(files: &Files<'_>) -> Result<(Encoders, VideoDefaults), DataE
         video: None,
         is_separate,
         has_start_end: flag(["mm_use_start_end", "mm_use_im_start_end"]),
+        num_class: [0, 0],
         files: Vec::new(),
     };
     let image = if is_separate { &config["image_encoder"] } else { config };
@@ -163,6 +166,7 @@ impl Encoders {
             ));
         }
         self.files.push((place.to_owned(), path));
+        self.num_class[usize::from(id == VIDEO_ID)] = usize::from(is_clip);
         let keeps_class = encoder["mm_vision_select_feature"].as_str() == Some("cls_patch");
         let token = Placeholder { text: text.to_owned(), id };
         Ok(Pictures { settings, token, patch, extra: i64::from(is_clip && keeps_class) })
@@ -186,6 +190,16 @@ impl Encoders {
     /// What stands for a medium of this kind.
     pub fn placeholder(&self, kind: VisualKind) -> Option<&Placeholder> {
         self.side(kind).map(|side| &side.token)
+    }
+
+    /// Side of a patch and number of class tokens of a picture.
+    pub fn class_tokens(&self, kind: VisualKind) -> Option<(usize, usize)> {
+        self.side(kind).map(|side| (side.patch, self.num_class[usize::from(kind == VisualKind::Video)]))
+    }
+
+    /// Whether pictures are made square with the mean colour first.
+    pub fn pads_square(&self, kind: VisualKind) -> bool {
+        self.side(kind).is_some_and(|side| side.settings.pad_square)
     }
 
     /// The texts that no tokenizer sees, and the ids in their places.

@@ -30,6 +30,7 @@ use encoders::Encoders;
 use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
 pub use settings::ImageBackend;
+pub(crate) use settings::image_class;
 pub(crate) use source::Files;
 
 /// A token that stands for a medium.
@@ -140,6 +141,23 @@ impl Vision {
         match self {
             Self::Encoders(own) => own.marks(),
             Self::Pictures(_) | Self::Patches(_) => Vec::new(),
+        }
+    }
+
+    /// Side of a patch and number of class tokens of a picture, where the tower of a kind of medium is one of its own.
+    pub fn class_tokens(&self, kind: VisualKind) -> Option<(usize, usize)> {
+        match self {
+            Self::Encoders(own) => own.class_tokens(kind),
+            Self::Pictures(_) | Self::Patches(_) => None,
+        }
+    }
+
+    /// Whether pictures are made square with the mean colour first.
+    pub fn pads_square(&self, kind: VisualKind) -> bool {
+        match self {
+            Self::Encoders(own) => own.pads_square(kind),
+            Self::Pictures(own) => own.settings.pad_square,
+            Self::Patches(_) => false,
         }
     }
 
