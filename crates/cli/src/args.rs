@@ -159,7 +159,7 @@ pub enum Command {
     #[command(subcommand)]
     Bench(BenchCommand),
     /// Write a checkpoint in LLaVA's original layout as transformers loads it
-    Export(ExportArgs),
+    Export(crate::commands::export::ExportArgs),
     /// Write a plan file to start from
     Init(InitArgs),
     /// Report the environment, or compare a checkpoint with the reference implementation
@@ -172,20 +172,6 @@ pub struct DemoArgs {
     /// Folder for clips, models and the report; must not hold anything yet
     #[arg(long, value_name = "DIR", default_value = "vidtune-demo")]
     pub out: PathBuf,
-}
-
-/// `vidtune export`.
-#[derive(Debug, Args)]
-pub struct ExportArgs {
-    /// Checkpoint folder or hub id, in LLaVA's original layout
-    #[arg(long, value_name = "DIR")]
-    pub model: String,
-    /// PEFT adapter, which is merged
-    #[arg(long, value_name = "DIR")]
-    pub adapter: Option<PathBuf>,
-    /// New folder for LlavaForConditionalGeneration
-    #[arg(long, value_name = "OUT")]
-    pub to_hf: PathBuf,
 }
 
 /// `vidtune train`.

@@ -1,16 +1,32 @@
 //! `vidtune export`: a checkpoint in LLaVA's original layout as a folder that `transformers` loads. A thin layer over the
 //! translation of weights (`models`) and of processor files (`data`).
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Args;
 use models::export::{ExportTokens, strategy};
 use serde_json::json;
 
-use crate::args::{Common, ExportArgs};
+use crate::args::Common;
 use crate::console::Console;
 use crate::failure::CliError;
 use crate::model_args::load;
+
+/// `vidtune export`.
+#[derive(Debug, Args)]
+pub struct ExportArgs {
+    /// Checkpoint folder or hub id, in LLaVA's original layout
+    #[arg(long, value_name = "DIR")]
+    pub model: String,
+    /// PEFT adapter, which is merged
+    #[arg(long, value_name = "DIR")]
+    pub adapter: Option<PathBuf>,
+    /// New folder for LlavaForConditionalGeneration
+    #[arg(long, value_name = "OUT")]
+    pub to_hf: PathBuf,
+}
 
 /// Largest file of weights.
 const SHARD: u64 = 5_000_000_000;

@@ -24,7 +24,7 @@ pub enum VisionSide {
     /// Patches of pictures of any size, a merger, and positions of three numbers.
     Native(NativeTower, QwenVlConfig),
     /// Encoders of their own for images and clips.
-    Encoders(EncodersSide),
+    Encoders(Box<EncodersSide>),
 }
 
 impl VisionSide {
@@ -39,7 +39,7 @@ impl VisionSide {
                 Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
             }
             Some(VisionKind::Encoders(encoders)) => {
-                Some(VisionSide::Encoders(EncodersSide::build(b, encoders, config.text.hidden_size)?))
+                Some(VisionSide::Encoders(Box::new(EncodersSide::build(b, encoders, config.text.hidden_size)?)))
             }
         })
     }
