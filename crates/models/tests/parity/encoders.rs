@@ -151,3 +151,28 @@ fn clips_need_an_encoder_for_them() {
     let error = model.logits(&tensor::Tape::inference(), &input).err().unwrap().to_string();
     assert_eq!(error, "model input: images for a model without an encoder for them");
 }
+
+/// Every key that the published checkpoints of LLaVA-1.5 write is known.
+#[test]
+fn the_keys_of_published_checkpoints_are_known() {
+    let config = r#"{
+        "_name_or_path": "llava-v1.5-13b", "architectures": ["LlavaLlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2,
+        "freeze_mm_mlp_adapter": false, "freeze_mm_vision_resampler": false, "hidden_act": "silu", "hidden_size": 5120,
+        "image_aspect_ratio": "pad", "image_grid_pinpoints": null, "initializer_range": 0.02, "intermediate_size": 13824,
+        "max_length": 4096, "max_position_embeddings": 4096, "mm_hidden_size": 1024, "mm_projector_type": "mlp2x_gelu",
+        "mm_resampler_type": null, "mm_use_im_patch_token": false, "mm_use_im_start_end": false,
+        "mm_vision_select_feature": "patch", "mm_vision_select_layer": -2, "mm_vision_tower": "openai/clip-vit-large-patch14-336",
+        "model_type": "llava", "num_attention_heads": 40, "num_hidden_layers": 40, "num_key_value_heads": 40, "pad_token_id": 0,
+        "pretraining_tp": 1, "rms_norm_eps": 1e-5, "rope_scaling": null, "tie_word_embeddings": false, "torch_dtype": "float16",
+        "transformers_version": "4.31.0", "tune_mm_mlp_adapter": false, "tune_mm_vision_resampler": false,
+        "unfreeze_mm_vision_tower": false, "use_cache": true, "use_mm_proj": true, "vocab_size": 32000,
+        "vision_config": {"model_type": "clip_vision_model", "hidden_size": 1024, "intermediate_size": 4096,
+            "num_hidden_layers": 24, "num_attention_heads": 16, "image_size": 336, "patch_size": 14, "projection_dim": 768}
+    }"#;
+    let config = serde_json::from_str(config).unwrap();
+    let config = models::ModelConfig::from_json("config.json", config).unwrap();
+    let encoders = config.encoders().unwrap();
+    let image = encoders.image.as_ref().unwrap();
+    assert_eq!((image.tokens_per_image(), image.feature_layer, encoders.has_start_end), (576, 23, false));
+    assert_eq!(config.causal().unwrap().text.hidden_size, 5120);
+}
