@@ -229,6 +229,9 @@ def samples_of(folder):
         )
     with open(os.path.join(folder, "expected.json")) as f:
         stored = json.load(f)["samples"]
+    if os.path.basename(folder).startswith(("encoders_", "original_")):
+        return [{**sample, "visuals": s["visuals"], "pixels": None if sample["pixels"] is None else sample["pixels"].flatten()}
+                for sample, s in zip(out, stored)]
     if "visuals" in stored[0]:
         part = next_inputs.parted if "source_size" in (stored[0]["visuals"] or [{}])[0] else parted
         return [part({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]

@@ -15,6 +15,7 @@ import tempfile
 import torch
 
 import common
+import encoders_ref
 import next_inputs
 import qwen_inputs
 from common import IGNORE, disk_name, put, save_tensors, write_json
@@ -203,6 +204,38 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 1e-2,
                  "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
     },
+    # Encoders of their own for images and clips: all of it, in batches with both; projectors with the table of the new
+    # tokens; one encoder alone; the original layout.
+    "full_encoders_llama": {
+        "folder": "encoders_llama",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "projector_encoders_llama": {
+        "folder": "encoders_llama",
+        "train": ["projector"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
+    },
+    "projector_encoders_qwen2": {
+        "folder": "encoders_qwen2_tied",
+        "train": ["projector"],
+        "args": {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
+    },
+    "frozen_towers_encoders_phi3": {
+        "folder": "encoders_phi3",
+        "train": ["projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.05, "max_grad_norm": 1.0},
+    },
+    "full_original_llama": {
+        "folder": "original_llama",
+        "train": ["vision", "projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -216,7 +249,13 @@ RUNS = {
 def part_of(name):
     if "visual." in name:
         return "projector" if "visual.merger." in name or "deepstack_merger_list." in name else "vision"
-    return "vision" if "vision_tower" in name else "projector" if "multi_modal_projector" in name else "llm"
+    if "mm_projector" in name:
+        return "projector"
+    return "vision" if "_tower." in name else "projector" if "multi_modal_projector" in name else "llm"
+
+
+def is_joined(folder):
+    return os.path.basename(folder).startswith(("encoders_", "original_"))
 
 
 class Records(torch.utils.data.Dataset):
@@ -233,6 +272,13 @@ class Records(torch.utils.data.Dataset):
 def build(run):
     """The model with exactly the run's trainable parameters, and the name each of them has on disk."""
     folder = os.path.join(common.FIXTURES, run["folder"])
+    if is_joined(folder):
+        model = encoders_ref.load(folder)
+        # The original trains the embeddings of its new tokens beside the projectors.
+        tables = run["train"] == ["projector"] and bool(model.joined.get("mm_use_start_end") or model.joined.get("mm_use_im_start_end"))
+        for n, p in model.named_parameters():
+            p.requires_grad_(part_of(n) in run["train"] or (tables and "embed_tokens" in n))
+        return folder, model, lambda name: name
     model = load_model(folder)
     if "adapter" in run:
         from peft import PeftModel
@@ -254,11 +300,18 @@ def train(run, double=False):
     samples = samples_of(folder)
     is_qwen = is_qwen_vl(model.config)
     is_anyres = next_inputs.is_anyres(model.config)
-    pad = None if is_qwen or is_anyres else pad_id(folder)
+    pad = None if is_qwen or is_anyres or is_joined(folder) else pad_id(folder)
     start = {spell(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro_losses": [], "supervised": [], "grad_norms": [], "rates": [], "records": []}
 
     def collate(indices):
+        if is_joined(folder):
+            log["records"].append(list(indices))
+            chosen = [samples[i] for i in indices]
+            longest = max(len(s["labels"]) for s in chosen)
+            padded = [s["labels"] + [IGNORE] * (longest - len(s["labels"])) for s in chosen]
+            return {"samples": [{**s, "pixels": s["pixels"].double() if double and s["visuals"] else s["pixels"]} for s in chosen],
+                    "labels": torch.tensor(padded)}
         if is_qwen:
             (sample,) = [samples[i] for i in indices]
             batch, labels = inputs_of(model.config, sample)[0], torch.tensor([sample["labels"]])

@@ -159,10 +159,12 @@ pub enum Command {
     /// Measure this machine
     #[command(subcommand)]
     Bench(BenchCommand),
+    /// Write a checkpoint in LLaVA's original layout as transformers loads it
+    Export(crate::commands::export::ExportArgs),
     /// Write a plan file to start from
     Init(InitArgs),
     /// Report the environment, or compare a checkpoint with the reference implementation
-    Doctor(DoctorArgs),
+    Doctor(crate::commands::doctor::DoctorArgs),
 }
 
 /// `vidtune demo`.
@@ -694,23 +696,6 @@ pub struct InitArgs {
     pub out: Option<PathBuf>,
 }
 
-/// `vidtune doctor`.
-#[derive(Debug, Args)]
-pub struct DoctorArgs {
-    /// Checkpoint folder or hub id to compare with --reference
-    #[arg(long, value_name = "DIR", requires = "reference")]
-    pub model: Option<String>,
-    /// File written by the script that --print-script prints
-    #[arg(long, value_name = "FILE", requires = "model")]
-    pub reference: Option<PathBuf>,
-    /// Print the Python script that writes a reference file, and stop
-    #[arg(long, conflicts_with_all = ["model", "reference"])]
-    pub print_script: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-}
-
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory;
@@ -755,6 +740,7 @@ mod tests {
             "vidtune eval --model m --data d.jsonl --format seq2seq --task qa --tgt-lang fra_Latn --num-beams 2",
             "vidtune score --model m --data d.jsonl --src-lang eng_Latn",
             "vidtune init --data d",
+            "vidtune export --model m --adapter a --to-hf d",
             "vidtune doctor",
             "vidtune doctor --print-script",
             "vidtune doctor --model m --reference r.safetensors",

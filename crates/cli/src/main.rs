@@ -46,6 +46,7 @@ fn run(cli: &Cli, console: &Console) -> anyhow::Result<ExitCode> {
         Command::Bench(BenchCommand::Step(args)) => commands::bench_step::run(args, common, console),
         Command::Bench(BenchCommand::Decode(args)) => commands::bench_decode::run(args, console),
         Command::Bench(BenchCommand::Generate(args)) => commands::bench_generate::run(args, common, console),
+        Command::Export(args) => commands::export::run(args, common, console),
         Command::Init(args) => commands::init::run(args, console),
         Command::Doctor(args) => commands::doctor::run(args, common, console),
     }

@@ -143,6 +143,8 @@ impl Prepared {
     pub fn num_values(&self) -> usize {
         let Encoded { pixel_shape, visuals, .. } = &self.encoded;
         match pixel_shape.as_slice() {
+            // Values of pictures of several sizes.
+            &[1] => self.pictures.iter().map(|picture| picture.data.len()).sum(),
             &[row] => self.encoded.num_patches() * row,
             shape => visuals.iter().map(|visual| visual.grid[0]).sum::<usize>() * shape.iter().product::<usize>(),
         }

@@ -156,7 +156,11 @@ impl Processor {
         if let Some(vision) = &self.vision {
             rendered = placed(vision, &mut layout, rendered, sample)?;
         }
-        let pieces = self.tokenizer.encode(&rendered.text)?;
+        let marks = self.vision.as_ref().map(Vision::marks).unwrap_or_default();
+        let pieces = match marks.is_empty() {
+            true => self.tokenizer.encode(&rendered.text)?,
+            false => self.tokenizer.encode_between(&rendered.text, &marks)?,
+        };
         Ok(Tokenised { rendered, pieces, layout })
     }
 

@@ -15,7 +15,9 @@ mod content;
 mod dataset;
 mod encode;
 mod error;
+mod export;
 mod formats;
+mod join;
 mod json_index;
 mod ledger;
 mod loader;
@@ -34,6 +36,8 @@ pub use batch::{Batch, Encoded, FrameInfo, IGNORE, RecordSize, TargetRows, Visua
 pub use cache::{CacheStats, CacheSurvey, FrameCache};
 pub use dataset::{Dataset, open_dataset};
 pub use error::{DataError, RecordError, RecordFault};
+pub use export::ExportedTokens;
+pub use join::join_tokenizer;
 pub use json_index::Fingerprint;
 pub use ledger::{Ledger, LedgerEvent, LedgerSummary, Status};
 pub use loader::{

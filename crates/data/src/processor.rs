@@ -18,7 +18,7 @@ use crate::tokenizer::{Tokenizer, read_optional};
 use crate::vision::{Files, ImageBackend, Vision};
 
 /// Files of a checkpoint folder that belong to the processor, copied as they are.
-const FILES: [&str; 18] = [
+pub(crate) const FILES: [&str; 18] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -80,8 +80,10 @@ impl Processor {
         let files = Files { dir, processor: &processor, config: &config, tokenizer: &tokenizer };
         let (vision, video) = Vision::read(&files)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs() as i64);
-        let (template, media_only_user) =
-            find_template(dir, &processor, &tokenizer, image_token(vision.as_ref()), now)?;
+        let (template, media_only_user) = match config["conversation_version"].as_str() {
+            Some(name) => compile_builtin(name, &tokenizer, now)?,
+            None => find_template(dir, &processor, &tokenizer, image_token(vision.as_ref()), now)?,
+        };
         let pair = TextPair::load(dir, &config, &tokenizer)?;
         let dir = dir.to_path_buf();
         Ok(Self { dir, tokenizer, template, media_only_user, vision, video, pair, cache: None, now })
@@ -232,8 +234,9 @@ impl Processor {
     /// # Errors
     /// A file cannot be read or written.
     pub fn save_to(&self, dir: &Path) -> Result<(), DataError> {
-        for name in FILES {
-            let from = self.dir.join(name);
+        let own = self.vision.as_ref().map(Vision::own_files).unwrap_or_default();
+        let own = own.iter().map(|(name, from)| (name.as_str(), from.clone()));
+        for (name, from) in FILES.iter().map(|name| (*name, self.dir.join(name))).chain(own) {
             if !from.is_file() {
                 continue;
             }
@@ -250,6 +253,8 @@ impl Processor {
 
 /// The text of the picture placeholder.
 fn image_token(vision: Option<&Vision>) -> Option<&str> {
+    // Where placeholders are no tokens, they stand in the text that a template is given.
+    let vision = vision.filter(|vision| vision.marks().is_empty());
     Some(vision?.placeholder(VisualKind::Image)?.text.as_str())
 }
 

@@ -120,22 +120,66 @@ impl Tokenizer {
     /// added unless the text already begins with the begin token.
     pub fn encode(&self, text: &str) -> Result<Vec<Piece>, DataError> {
         let has_bos = self.special("bos_token").is_some_and(|bos| !bos.is_empty() && text.starts_with(bos));
-        let encoding = self.inner.encode(text, !has_bos).map_err(|e| DataError::Template {
-            origin: "tokenizer".into(),
-            what: format!("the text cannot be tokenised: {e}"),
-            hint: "check `tokenizer.json`".into(),
-        })?;
+        let encoding = self.inner.encode(text, !has_bos).map_err(untokenisable)?;
         let pieces = encoding.get_ids().iter().zip(encoding.get_offsets());
         Ok(pieces.map(|(&id, &(start, end))| Piece { id, bytes: start..end }).collect())
     }
 
+    /// As [`Tokenizer::encode`] for a text with marks that are no tokens: it is tokenised piece by piece between them, with
+    /// special tokens at the first piece alone, and each mark becomes the id that is given with it.
+    ///
+    /// Source: `tokenizer_image_token` of the published `mm_utils.py` of LLaVA.
+    pub fn encode_between(&self, text: &str, marks: &[(&str, u32)]) -> Result<Vec<Piece>, DataError> {
+        let next = |from: usize| {
+            let found = marks.iter().filter_map(|&(mark, id)| Some((from + text[from..].find(mark)?, mark.len(), id)));
+            found.min_by_key(|(at, ..)| *at)
+        };
+        let mut pieces = Vec::new();
+        let mut at = 0;
+        loop {
+            let found = next(at);
+            let end = found.map_or(text.len(), |(place, ..)| place);
+            let words = &text[at..end];
+            if at == 0 {
+                pieces.extend(self.encode(words)?);
+            } else {
+                let encoding = self.inner.encode(words, false).map_err(untokenisable)?;
+                let spans = encoding.get_ids().iter().zip(encoding.get_offsets());
+                pieces.extend(spans.map(|(&id, &(from, to))| Piece { id, bytes: at + from..at + to }));
+            }
+            let Some((place, length, id)) = found else { return Ok(pieces) };
+            at = place + length;
+            pieces.push(Piece { id, bytes: place..at });
+        }
+    }
+
+    /// Adds special tokens; those that are known stay what they are. Returns how many are new.
+    pub fn add_special(&mut self, tokens: &[&str], path: &Path) -> Result<usize, DataError> {
+        let before = self.inner.get_vocab_size(true);
+        for token in tokens {
+            self.inner.add_special_tokens([AddedToken::from((*token).to_owned(), true)]).map_err(|e| {
+                DataError::checkpoint(path, format!("`{token}` cannot be added: {e}"), "copy the file again")
+            })?;
+        }
+        Ok(self.inner.get_vocab_size(true) - before)
+    }
+
+    /// Rows that a table needs for every token: one more than the highest id.
+    pub fn num_rows(&self) -> usize {
+        let highest = self.inner.get_vocab(true).into_values().max().map_or(0, |id| id as usize + 1);
+        highest.max(self.inner.get_vocab_size(true))
+    }
+
+    /// The text of a `tokenizer.json`.
+    pub fn to_json(&self, path: &Path) -> Result<String, DataError> {
+        self.inner
+            .to_string(true)
+            .map_err(|e| DataError::checkpoint(path, format!("cannot be written: {e}"), "copy the tokenizer again"))
+    }
+
     /// The ids of a text without any token that a post-processor would add.
     pub fn encode_plain(&self, text: &str) -> Result<Vec<u32>, DataError> {
-        let encoding = self.inner.encode(text, false).map_err(|e| DataError::Template {
-            origin: "tokenizer".into(),
-            what: format!("the text cannot be tokenised: {e}"),
-            hint: "check `tokenizer.json`".into(),
-        })?;
+        let encoding = self.inner.encode(text, false).map_err(untokenisable)?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -191,6 +235,14 @@ impl Tokenizer {
     /// Whether a token of this text is always taken whole, wherever it stands.
     pub fn is_added(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
+    }
+}
+
+fn untokenisable(error: tokenizers::Error) -> DataError {
+    DataError::Template {
+        origin: "tokenizer".into(),
+        what: format!("the text cannot be tokenised: {error}"),
+        hint: "check `tokenizer.json`".into(),
     }
 }
 

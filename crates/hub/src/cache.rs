@@ -35,6 +35,15 @@ pub fn resolve_model(spec: &str) -> Result<PathBuf> {
     resolve_model_with(spec, &HubEnv::from_env()?, &|_, _, _| {})
 }
 
+/// As [`resolve_model`] for a name that stands in a file of `dir`: a folder relative to it wins.
+///
+/// # Errors
+/// As [`resolve_model`].
+pub fn resolve_beside(dir: &Path, spec: &str) -> Result<PathBuf> {
+    let beside = dir.join(spec);
+    if beside.is_dir() { Ok(beside) } else { resolve_model(spec) }
+}
+
 /// As [`resolve_model`] with explicit settings.
 ///
 /// # Errors

@@ -19,7 +19,7 @@ pub mod store;
 mod write;
 
 pub use atomic::{atomic_dir, atomic_file, atomic_write, remove_leftovers, replace_dir};
-pub use cache::{Progress, resolve_model, resolve_model_with};
+pub use cache::{Progress, resolve_beside, resolve_model, resolve_model_with};
 pub use checkpoint::{Checkpoint, INDEX_FILE, SINGLE_FILE};
 pub use download::{DownloadOptions, download};
 pub use dtype::Dtype;

@@ -32,9 +32,12 @@ pub(crate) struct Begin {
 /// The beginning of each sequence of a packed prompt.
 pub(crate) fn begins(model: &Model, prompt: &ModelInput) -> Vec<Begin> {
     let start = model.config().seq2seq().map(|config| config.decoder_start_token_id);
+    // Placeholders that are no tokens say nothing to a rule.
+    let num_tokens = model.config().vocab_size();
+    let words = |ids: &[u32]| ids.iter().copied().filter(|id| (*id as usize) < num_tokens).collect();
     let each = |(i, bounds): (usize, &[usize])| {
         let given = prompt.target.as_ref().map(|target| &target.ids[target.cu_seqlens[i]..target.cu_seqlens[i + 1]]);
-        let sequence = start.map_or_else(|| prompt.ids[bounds[0]..bounds[1]].to_vec(), |start| vec![start]);
+        let sequence = start.map_or_else(|| words(&prompt.ids[bounds[0]..bounds[1]]), |start| vec![start]);
         Begin { sequence, given: given.unwrap_or_default().to_vec() }
     };
     prompt.cu_seqlens.windows(2).enumerate().map(each).collect()

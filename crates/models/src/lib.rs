@@ -4,19 +4,24 @@
 pub mod config;
 pub mod decoder;
 pub mod error;
+pub mod export;
 pub mod generate;
+pub mod join;
 pub mod linear;
 pub mod lora;
 pub mod model;
 mod mrope;
 pub mod names;
 mod needed;
+mod parts;
 pub mod save;
 pub mod seq2seq;
 pub mod vision;
 pub mod weights;
 
-pub use config::{CausalConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
+pub use config::{
+    CausalConfig, EncodersConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind,
+};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};

@@ -11,6 +11,7 @@ use crate::linear::Linear;
 use crate::lora::ActiveAdapter;
 use crate::names::TEXT_PREFIX;
 use crate::needed::NeededRows;
+use crate::parts::Parts;
 use crate::seq2seq::Seq2Seq;
 use crate::vision::{Features, VisionSide};
 use crate::weights::{Builder, LoadReport, NamedParam};
@@ -107,8 +108,8 @@ pub struct Model {
 /// Loads a checkpoint folder. A tensor that is missing or that the model has no place for is an error.
 pub fn load(dir: &Path, options: &LoadOptions) -> Result<(Model, LoadReport)> {
     let config = ModelConfig::load(dir)?;
-    let checkpoint = hub::Checkpoint::open(dir)?;
-    let mut builder = Builder::from_checkpoint(&checkpoint, options.dtype, config.vision().is_none())?;
+    let parts = Parts::open(dir, &config)?;
+    let mut builder = Builder::from_tensors(dir, parts.tensors(&config)?, options.dtype);
     let network = build(&mut builder, &config)?;
     let (params, report) = builder.finish()?;
     let absent = report.absent_unreached.clone();
@@ -132,7 +133,10 @@ fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Network> {
 
 fn build_causal(b: &mut Builder<'_>, config: &CausalConfig) -> Result<Causal> {
     let vision = VisionSide::build(b, config)?;
-    let prefix = if vision.is_some() { TEXT_PREFIX } else { "" };
+    let prefix = match vision {
+        None | Some(VisionSide::Encoders(_)) => "",
+        Some(VisionSide::Llava(_) | VisionSide::Native(..)) => TEXT_PREFIX,
+    };
     Ok(Causal { vision, decoder: Decoder::build(b, prefix, &config.text)? })
 }
 
@@ -280,7 +284,15 @@ impl Causal {
                 input.cu_seqlens
             )));
         }
-        let x = t.embedding(&input.ids, &self.decoder.embed_tokens)?;
+        let x = match &self.vision {
+            // No row of the table belongs to their placeholders, and features take the place of whatever is looked up.
+            Some(VisionSide::Encoders(_)) => {
+                let mut ids = input.ids.clone();
+                input.image_rows.iter().for_each(|&row| ids[row as usize] = 0);
+                t.embedding(&ids, &self.decoder.embed_tokens)?
+            }
+            _ => t.embedding(&input.ids, &self.decoder.embed_tokens)?,
+        };
         let num_rows = input.image_rows.len();
         let features: Features = match (&input.pixels, &input.tower_states, &self.vision) {
             (None, None, _) if num_rows == 0 => return Ok(x.into()),

@@ -19,6 +19,41 @@ pub const NEWLINE: &str = "image_newline";
 /// Prefix of the learned pooling of a clip's frames.
 pub const RESAMPLER_PREFIX: &str = "vision_resampler.";
 
+/// Where checkpoints in LLaVA's original layout keep an encoder. Their names are the same on disk and in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncoderPaths {
+    /// Prefix of the tower's tensors.
+    pub tower: &'static str,
+    /// Path of the projector.
+    pub projector: &'static str,
+}
+
+/// The only encoder of the original layout.
+pub const ORIGINAL_ENCODER: EncoderPaths =
+    EncoderPaths { tower: "model.vision_tower.vision_tower.vision_model.", projector: "model.mm_projector" };
+/// The encoder of images where clips have one of their own.
+pub const IMAGE_ENCODER: EncoderPaths =
+    EncoderPaths { tower: "model.image_tower.vision_tower.vision_model.", projector: "model.image_mm_projector" };
+/// The encoder of clips.
+pub const VIDEO_ENCODER: EncoderPaths =
+    EncoderPaths { tower: "model.video_tower.vision_tower.vision_model.", projector: "model.video_mm_projector" };
+
+/// Name below a tower's prefix of a tensor in the tower's own checkpoint; none for tensors of a text tower beside it and of
+/// what joins the two.
+pub fn tower_tensor(name: &str) -> Option<&str> {
+    let others = ["text_model.", "text_projection.", "visual_projection."];
+    if others.iter().any(|other| name.starts_with(other)) || name == "logit_scale" || name == "logit_bias" {
+        return None;
+    }
+    Some(name.strip_prefix("vision_model.").unwrap_or(name))
+}
+
+/// The module of a projector's sequence that a tensor belongs to, and the tensor's name in it.
+pub fn projector_layer(name: &str, paths: EncoderPaths) -> Option<(usize, &str)> {
+    let (layer, rest) = name.strip_prefix(paths.projector)?.strip_prefix('.')?.split_once('.')?;
+    Some((layer.parse().ok()?, rest))
+}
+
 /// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints keep their names.
 pub fn canonical_tensor(name: &str, text_only: bool) -> String {
     if text_only {

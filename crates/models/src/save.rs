@@ -1,8 +1,10 @@
 //! Writing a model in the layout it was read from: safetensors under hub names, and the configuration unchanged.
 
+use crate::config::encoders::ENCODER_KEYS;
 use crate::error::{ModelError, Result};
 use crate::model::Model;
 use crate::names;
+use crate::weights::{NamedParam, Part};
 use hub::OutTensor;
 use serde_json::Value;
 use std::path::Path;
@@ -37,26 +39,46 @@ impl Model {
 
     /// The configuration as it was read, except that the element type it names is the one that is written: the
     /// reference casts to it on loading.
-    fn saved_config(&self) -> Value {
+    pub(crate) fn saved_config(&self) -> Value {
         let mut config = self.config.raw.clone();
-        let Some(first) = self.params.first() else { return config };
-        let name = match first.disk_dtype {
-            DType::BF16 => "bfloat16",
-            DType::F16 => "float16",
-            _ => "float32",
-        };
-        let mut set = |object: &mut Value| {
+        // Parts that were joined may differ; the decoder's type is the model's.
+        let of = |part| self.params.iter().find(|p| p.part == part).or(self.params.first());
+        let Some(model) = of(Part::Llm) else { return config };
+        let name = type_name(model);
+        let set = |object: &mut Value, name: &str| {
             for key in ["torch_dtype", "dtype"] {
                 if let Some(value) = object.get_mut(key).filter(|v| v.is_string()) {
                     *value = name.into();
                 }
             }
         };
-        set(&mut config);
+        set(&mut config, name);
         for part in ["text_config", "vision_config"] {
-            config.get_mut(part).map(&mut set);
+            if let Some(object) = config.get_mut(part) {
+                set(object, name);
+            }
+        }
+        if let Some(encoders) = self.config.encoders() {
+            let objects = ENCODER_KEYS.map(|key| format!("/{key}/vision_config")).into_iter();
+            let objects: Vec<String> = objects.filter(|object| config.pointer(object).is_some()).collect();
+            let objects = if objects.is_empty() { vec!["/vision_config".to_owned()] } else { objects };
+            for (encoder, object) in encoders.all().zip(objects) {
+                let own = self.params.iter().find(|p| p.name.starts_with(encoder.paths.tower));
+                if let (Some(own), Some(object)) = (own, config.pointer_mut(&object)) {
+                    set(object, type_name(own));
+                }
+            }
         }
         config
+    }
+}
+
+/// The element type on disk as `torch_dtype` spells it.
+fn type_name(named: &NamedParam) -> &'static str {
+    match named.disk_dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
     }
 }
 

@@ -7,7 +7,7 @@ use hub::{Checkpoint, TensorView};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tensor::{DType, Param, Tensor};
 
 /// The part of a model a parameter belongs to; plans freeze and set learning rates by part.
@@ -77,14 +77,29 @@ pub struct LoadReport {
     pub untied_heads: Vec<String>,
 }
 
+/// A tensor in a checkpoint.
+#[derive(Clone)]
+pub struct Stored<'a> {
+    /// The checkpoint.
+    pub checkpoint: &'a Checkpoint,
+    /// Name on disk.
+    pub name: String,
+}
+
+impl<'a> Stored<'a> {
+    fn view(&self) -> Option<TensorView<'a>> {
+        self.checkpoint.get(&self.name)
+    }
+}
+
 /// A source of weights.
 pub enum Source<'a> {
-    /// An opened checkpoint: canonical name to name on disk.
+    /// Tensors of opened checkpoints.
     Checkpoint {
-        /// The checkpoint.
-        checkpoint: &'a Checkpoint,
-        /// Canonical name -> name on disk.
-        on_disk: BTreeMap<String, String>,
+        /// The folder that was named.
+        dir: PathBuf,
+        /// Canonical name -> where it stands.
+        on_disk: BTreeMap<String, Stored<'a>>,
     },
     /// Random weights from a seed.
     Random(Box<ChaCha8Rng>),
@@ -95,6 +110,7 @@ pub struct Builder<'a> {
     source: Source<'a>,
     dtype: Option<DType>,
     compute: DType,
+    /// Canonical names that were taken.
     used: BTreeSet<String>,
     missing: Vec<String>,
     report: LoadReport,
@@ -104,20 +120,10 @@ pub struct Builder<'a> {
 }
 
 impl<'a> Builder<'a> {
-    /// Builds from a checkpoint; `dtype` converts the storage, none keeps the checkpoint's.
-    pub fn from_checkpoint(checkpoint: &'a Checkpoint, dtype: Option<DType>, text_only: bool) -> Result<Builder<'a>> {
-        let mut on_disk = BTreeMap::new();
-        for name in checkpoint.names() {
-            let canonical = names::canonical_tensor(name, text_only);
-            if let Some(other) = on_disk.insert(canonical, name.to_owned()) {
-                return Err(ModelError::Weights {
-                    path: checkpoint.dir().to_path_buf(),
-                    message: format!("tensors `{other}` and `{name}` are two spellings of the same weight; keep one"),
-                });
-            }
-        }
-        let storage = dtype.unwrap_or_else(|| dominant_dtype(checkpoint));
-        Ok(Builder::new(Source::Checkpoint { checkpoint, on_disk }, dtype, storage))
+    /// Builds from the tensors of the model in `dir`; `dtype` converts the storage, none keeps the checkpoint's.
+    pub fn from_tensors(dir: &Path, on_disk: BTreeMap<String, Stored<'a>>, dtype: Option<DType>) -> Builder<'a> {
+        let storage = dtype.unwrap_or_else(|| dominant_dtype(&on_disk));
+        Builder::new(Source::Checkpoint { dir: dir.to_path_buf(), on_disk }, dtype, storage)
     }
 
     /// Builds random weights, stored in `dtype`.
@@ -160,14 +166,15 @@ impl<'a> Builder<'a> {
                 let dtype = self.dtype.unwrap_or(DType::F32);
                 (random_tensor(rng, shape, init)?.cast(dtype)?, dtype)
             }
-            Source::Checkpoint { checkpoint, on_disk } => {
-                let view = on_disk.get(name).and_then(|n| checkpoint.get(n));
-                let Some(view) = view else {
+            Source::Checkpoint { on_disk, .. } => {
+                let stored = on_disk.get(name);
+                let Some((checkpoint, view)) = stored.and_then(|stored| Some((stored.checkpoint, stored.view()?)))
+                else {
                     self.missing.push(name.to_owned());
                     // A placeholder keeps the walk going, so that every missing tensor is reported at once.
                     return Ok(Param::new(name, Tensor::zeros(&[0], DType::F32)?));
                 };
-                self.used.insert(view.name.to_owned());
+                self.used.insert(name.to_owned());
                 if view.shape != disk {
                     return Err(ModelError::Weights {
                         path: checkpoint.dir().to_path_buf(),
@@ -252,15 +259,15 @@ impl<'a> Builder<'a> {
     /// Whether the tensor `target` may share `source`, as the configuration says. One that stands in the checkpoint
     /// with other values may not: the reference then believes the file.
     pub fn ties(&mut self, target: &str, source: &Param) -> Result<bool> {
-        let Source::Checkpoint { checkpoint, on_disk } = &self.source else { return Ok(true) };
-        let Some(view) = on_disk.get(target).and_then(|disk| checkpoint.get(disk)) else { return Ok(true) };
+        let Source::Checkpoint { on_disk, .. } = &self.source else { return Ok(true) };
+        let Some(view) = on_disk.get(target).and_then(Stored::view) else { return Ok(true) };
         // As they stand in the file: both are converted in the same way.
-        let other = on_disk.get(source.name()).and_then(|disk| checkpoint.get(disk));
+        let other = on_disk.get(source.name()).and_then(Stored::view);
         let same =
             other.is_some_and(|other| (view.shape, view.dtype, view.data) == (other.shape, other.dtype, other.data));
         let name = view.name.to_owned();
         if same {
-            self.used.insert(name.clone());
+            self.used.insert(target.to_owned());
             self.report.tied_duplicates.push(name);
         } else {
             self.report.untied_heads.push(name);
@@ -270,18 +277,18 @@ impl<'a> Builder<'a> {
 
     /// Ends the building: a missing tensor, or one the model has no place for, is an error that names all of them.
     pub fn finish(mut self) -> Result<(Vec<NamedParam>, LoadReport)> {
-        if let Source::Checkpoint { checkpoint, .. } = &self.source {
+        if let Source::Checkpoint { dir, on_disk } = &self.source {
             let mut unused = Vec::new();
-            for name in checkpoint.names() {
-                if self.used.contains(name) {
-                    continue;
-                }
-                if names::is_recomputed(name) {
-                    self.report.recomputed.push(name.to_owned())
+            for (_, stored) in on_disk.iter().filter(|(canonical, _)| !self.used.contains(*canonical)) {
+                if names::is_recomputed(&stored.name) {
+                    self.report.recomputed.push(stored.name.clone());
                 } else {
-                    unused.push(name.to_owned())
+                    unused.push(stored.name.clone());
                 }
             }
+            // In the order of the files, whatever the names are here.
+            self.report.recomputed.sort();
+            unused.sort();
             let mut problems = Vec::new();
             for (list, what) in
                 [(&self.missing, "missing from the checkpoint"), (&unused, "in the checkpoint but not in the model")]
@@ -293,7 +300,7 @@ impl<'a> Builder<'a> {
                 }
             }
             if !problems.is_empty() {
-                return Err(ModelError::Weights { path: checkpoint.dir().to_path_buf(), message: problems.join("; ") });
+                return Err(ModelError::Weights { path: dir.clone(), message: problems.join("; ") });
             }
         }
         Ok((self.params, self.report))
@@ -301,9 +308,9 @@ impl<'a> Builder<'a> {
 }
 
 /// The element type of most of a checkpoint's bytes.
-fn dominant_dtype(checkpoint: &Checkpoint) -> DType {
+fn dominant_dtype(on_disk: &BTreeMap<String, Stored<'_>>) -> DType {
     let mut bytes = [(DType::F32, 0), (DType::BF16, 0), (DType::F16, 0)];
-    for view in checkpoint.names().into_iter().filter_map(|name| checkpoint.get(name)) {
+    for view in on_disk.values().filter_map(Stored::view) {
         let of = |dtype: DType| crate::save::hub_dtype(dtype) == view.dtype;
         if let Some((_, sum)) = bytes.iter_mut().find(|(dtype, _)| of(*dtype)) {
             *sum += view.data.len();

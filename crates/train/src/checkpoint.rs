@@ -128,7 +128,7 @@ fn save_weights(dir: &Path, trainer: &Trainer, contents: &Contents<'_>) -> Resul
     let plan = contents.plan;
     match plan.method.kind {
         Some(MethodKind::Lora | MethodKind::Qlora) => {
-            trainer.model.save_adapter(dir, plan.model.path.as_deref().unwrap_or_default())?;
+            trainer.model.save_adapter(dir, &plan.base_model())?;
         }
         Some(MethodKind::Projector) => {
             let tensors: Vec<OutTensor<'_>> =

@@ -23,6 +23,8 @@ pub enum ModelKind {
     /// A language model that sees.
     #[default]
     Vision,
+    /// One in LLaVA's original layout, for which the reference has no class.
+    Original,
     /// A language model alone.
     Text,
     /// An encoder-decoder of text.
@@ -61,9 +63,12 @@ pub(crate) fn export(
     let target = plan.output_dir().join(FINAL_MODEL);
     hub::replace_dir(&target, |dir| {
         if is_adapter(plan) {
-            model.save_adapter(dir, plan.model.path.as_deref().unwrap_or_default())?;
+            model.save_adapter(dir, &plan.base_model())?;
         } else {
             model.save(dir, plan.train.max_shard_size.0)?;
+            if plan.method.kind == Some(MethodKind::Projector) {
+                model.save_projectors(dir)?;
+            }
             for name in COPIED {
                 copy(&base_dir.join(name), &dir.join(name))?;
             }
@@ -88,7 +93,7 @@ fn is_adapter(plan: &Plan) -> bool {
 
 /// The model card: what it is, from what, on what, how.
 fn card(plan: &Plan, facts: &CardFacts) -> String {
-    let base = plan.model.path.clone().unwrap_or_default();
+    let base = plan.base_model();
     let title = plan.tracking.run_name.clone().unwrap_or_else(|| {
         plan.output_dir().file_name().map_or_else(|| "model".to_owned(), |name| name.to_string_lossy().into_owned())
     });
@@ -101,7 +106,7 @@ fn card(plan: &Plan, facts: &CardFacts) -> String {
         let _ = writeln!(text, "base_model: {base}");
     }
     let tag = match facts.kind {
-        ModelKind::Vision => "video-text-to-text",
+        ModelKind::Vision | ModelKind::Original => "video-text-to-text",
         ModelKind::Text => "text-generation",
         ModelKind::Seq2Seq => "translation",
     };
@@ -128,11 +133,7 @@ fn card(plan: &Plan, facts: &CardFacts) -> String {
 /// The commands that use what the plan's run has exported to `final_model`.
 pub fn next_steps(plan: &Plan, final_model: &Path, kind: ModelKind) -> NextSteps {
     let model = if is_adapter(plan) {
-        format!(
-            "--model {} --adapter {}",
-            quoted(&plan.model.path.clone().unwrap_or_default()),
-            quoted_path(final_model)
-        )
+        format!("--model {} --adapter {}", quoted(&plan.base_model()), quoted_path(final_model))
     } else {
         format!("--model {}", quoted_path(final_model))
     };
@@ -143,7 +144,9 @@ pub fn next_steps(plan: &Plan, final_model: &Path, kind: ModelKind) -> NextSteps
         (None, None) => String::new(),
     };
     let question = match kind {
-        ModelKind::Vision => format!("--video VIDEO.mp4{frames} --prompt 'What happens in this video?'"),
+        ModelKind::Vision | ModelKind::Original => {
+            format!("--video VIDEO.mp4{frames} --prompt 'What happens in this video?'")
+        }
         ModelKind::Text | ModelKind::Seq2Seq => "--prompt 'What is in this video?'".to_owned(),
     };
     NextSteps {
@@ -155,12 +158,16 @@ pub fn next_steps(plan: &Plan, final_model: &Path, kind: ModelKind) -> NextSteps
 
 fn python(plan: &Plan, folder: &Path, kind: ModelKind) -> String {
     let (model_class, processor_class) = match kind {
+        ModelKind::Original => {
+            return "# `transformers` has no class for this layout: `vidtune generate` and `vidtune eval` read it"
+                .to_owned();
+        }
         ModelKind::Vision => ("AutoModelForImageTextToText", "AutoProcessor"),
         ModelKind::Text => ("AutoModelForCausalLM", "AutoTokenizer"),
         ModelKind::Seq2Seq => ("AutoModelForSeq2SeqLM", "AutoTokenizer"),
     };
     let folder = folder.display();
-    let base = plan.model.path.clone().unwrap_or_default();
+    let base = plan.base_model();
     let (import, model) = match is_adapter(plan) {
         true => (
             "from peft import PeftModel\n",

@@ -68,7 +68,11 @@ impl FeatureCache {
     /// The model has no tower, the tower trains, or the folder cannot be made or written to.
     pub fn open(dir: &Path, budget: u64, model: &Model, trained: &[TrainedTensor]) -> Result<FeatureCache> {
         let Some(llava) = model.config().llava() else {
-            let what = if model.config().vision().is_some() { "takes pictures of any size" } else { "has no tower" };
+            let what = match model.config() {
+                config if config.encoders().is_some() => "is in the original layout, whose towers are not built for it",
+                config if config.vision().is_some() => "takes pictures of any size",
+                _ => "has no tower",
+            };
             let message = format!("`train.feature_cache` is given, but a `{}` model {what}", model.config().model_type);
             return Err(TrainError::mismatch(message, "remove `train.feature_cache`"));
         };

@@ -12,6 +12,7 @@ pub mod event;
 pub mod export;
 mod features;
 pub mod forecast;
+mod join;
 mod largest;
 pub mod metrics;
 mod optimizer;

@@ -12,11 +12,12 @@ use tensor::{DType, Gradients, Tape, memory};
 
 use crate::error::Result;
 use crate::forecast::{Forecast, MemoryEstimate, changes, forecast, too_large};
+use crate::join::BaseModel;
 use crate::largest::largest_micro_batches;
 use crate::plan::Plan;
 use crate::profile::machine_peak;
 use crate::selection::{PartCount, check_adapter, select};
-use crate::setup::{DataSide, load_model, open_data, resolve_model_dir};
+use crate::setup::{DataSide, load_model, open_data};
 
 /// Records that are encoded to estimate tokens, spread evenly over the training set.
 const SAMPLED_RECORDS: u64 = 16;
@@ -134,7 +135,8 @@ pub struct TimeEstimate {
 /// As [`crate::run`] before its first step.
 pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     plan.check()?;
-    let model_dir = resolve_model_dir(plan)?;
+    let base = BaseModel::for_report(plan)?;
+    let model_dir = base.dir.clone();
     let data = open_data(plan, &model_dir, None)?;
     check_adapter(plan)?;
     // Shapes are enough to say what trains: no weight is read.
@@ -158,7 +160,8 @@ pub fn plan_report(plan: &Plan, options: &ReportOptions) -> Result<PlanReport> {
     });
     Ok(PlanReport {
         plan: plan.to_json(),
-        model_dir,
+        // What is joined for a report goes with it.
+        model_dir: if plan.model.joins_parts() { PathBuf::from(plan.base_model()) } else { model_dir },
         trainable: rows.collect(),
         parts: selection.parts,
         adapted_modules: selection.adapted_modules,

@@ -70,12 +70,13 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
         }
     }
     let frozen = plan.method.freeze.iter().map(|name| Pattern::new(name)).collect::<Result<Vec<_>>>()?;
+    let new_tokens = new_token_table(model);
     let mut tensors = Vec::new();
     let mut unreached = Vec::new();
     for named in &params {
         let chosen = match kind {
             MethodKind::Full => true,
-            MethodKind::Projector => named.part == Part::Projector,
+            MethodKind::Projector => named.part == Part::Projector || new_tokens == Some(named.name.as_str()),
             MethodKind::Lora | MethodKind::Qlora => named.param.is_trainable(),
         };
         let chosen = chosen && !frozen.iter().any(|pattern| pattern.matches(named));
@@ -107,6 +108,14 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
         }
     }
     Ok(Selection { tensors, unreached, adapted_modules, parts })
+}
+
+/// The table of tokens that stand around media and start without a meaning: the original trains it beside the projectors,
+/// unless the head shares it.
+fn new_token_table(model: &Model) -> Option<&'static str> {
+    let config = model.config();
+    let is_tied = config.causal().is_some_and(|causal| causal.text.tie_word_embeddings);
+    config.encoders().filter(|encoders| encoders.has_start_end && !is_tied).map(|_| "model.embed_tokens.weight")
 }
 
 /// Whether weight decay applies to a tensor, as the `Trainer` of `transformers` has it: none to tensors of `nn.LayerNorm`, and none to

@@ -16,6 +16,7 @@ use crate::evaluate::EvalSet;
 use crate::event::Event;
 use crate::export::ModelKind;
 use crate::features::FeatureCache;
+use crate::join::BaseModel;
 use crate::plan::{Plan, Strategy, WeightDtype};
 use crate::report::check_memory;
 use crate::schedule::{Schedule, StepCount};
@@ -54,7 +55,8 @@ pub(crate) struct DataSide {
 
 /// Loads everything; the trainer stands at step 0.
 pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Result<(Job, Trainer)> {
-    let model_dir = resolve_model_dir(plan)?;
+    let base = BaseModel::for_run(plan)?;
+    let model_dir = base.dir.clone();
     let cache = plan.data.open_frame_cache()?;
     let side = open_data(plan, &model_dir, cache.clone())?;
     if plan.train.preflight {
@@ -65,12 +67,17 @@ pub(crate) fn prepare(plan: &Plan, on_event: &mut dyn FnMut(&Event<'_>)) -> Resu
     let DataSide { processor, dataset, options, eval, count, schedule } = side;
     let mut base_dirs: Vec<&Path> = vec![&model_dir];
     base_dirs.extend(plan.model.adapter.as_deref());
-    let base_files = checkpoint::fingerprint(&base_dirs)?;
+    let mut base_files = checkpoint::fingerprint(&base_dirs)?;
+    for (part, dir) in &base.parts {
+        let files = checkpoint::fingerprint(&[dir])?;
+        base_files.extend(files.into_iter().map(|(name, length)| (format!("{part}/{name}"), length)));
+    }
     check_adapter(plan)?;
     let mut model = load_model(plan, &model_dir)?;
     let selection = select(plan, &mut model)?;
     let kind = match model.config() {
         config if config.seq2seq().is_some() => ModelKind::Seq2Seq,
+        config if config.encoders().is_some() => ModelKind::Original,
         config if config.vision().is_some() => ModelKind::Vision,
         _ => ModelKind::Text,
     };
@@ -131,12 +138,6 @@ fn dropout_notice(config: &Seq2SeqConfig) -> Option<String> {
         fields.iter().filter(|(_, p)| *p > 0.0).map(|(name, p)| format!("`{name}: {p}`")).collect();
     (!given.is_empty())
         .then(|| format!("the model's own {} are applied in training, drawn by `train.seed`", given.join(", ")))
-}
-
-/// The folder of the base model.
-pub(crate) fn resolve_model_dir(plan: &Plan) -> Result<PathBuf> {
-    let path = plan.model.path.as_deref().unwrap_or_default();
-    hub::resolve_model(path).map_err(|source| TrainError::ModelPath { source })
 }
 
 /// Loads the base model in the plan's number format.

@@ -1,20 +1,38 @@
 //! `vidtune doctor`: what this machine offers, and whether a checkpoint gives the logits that the reference gives.
 
 use std::fmt::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::Args;
 use hub::{Dtype, HubEnv, SafeTensors};
 use models::{LoadOptions, ModelInput};
 use serde_json::{Value, json};
 use tensor::{DType, Tape, Tensor};
 
-use crate::args::{Common, DoctorArgs};
+use crate::args::Common;
 use crate::console::Console;
 use crate::failure::{CliError, Exit};
 use crate::model_args::resolve;
 use crate::output;
+
+/// `vidtune doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Checkpoint folder or hub id to compare with --reference
+    #[arg(long, value_name = "DIR", requires = "reference")]
+    pub model: Option<String>,
+    /// File written by the script that --print-script prints
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub reference: Option<PathBuf>,
+    /// Print the Python script that writes a reference file, and stop
+    #[arg(long, conflicts_with_all = ["model", "reference"])]
+    pub print_script: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
 
 /// Greatest difference of logits, relative to their scale, that counts as equal. Both sides compute in f32; over the 30 to
 /// 60 layers of common models the order of sums alone makes up to a few 1e-4.

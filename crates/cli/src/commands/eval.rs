@@ -88,7 +88,7 @@ fn from_plan(path: &Path, args: &EvalArgs) -> Result<Target> {
         .into());
     }
     let is_adapter = folder.join("adapter_config.json").is_file();
-    let base = plan.model.path.clone().unwrap_or_default();
+    let base = plan.base_model();
     let (model, adapter) =
         if is_adapter { (base, Some(folder)) } else { (folder.to_string_lossy().into_owned(), None) };
     let dataset = match &args.data {

@@ -10,6 +10,7 @@ pub mod data_preview;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod export;
 pub mod generate;
 pub mod init;
 pub mod plan;

@@ -4,6 +4,7 @@
 
 mod data;
 mod families;
+mod joined;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod libav;
 mod model;

@@ -7,6 +7,7 @@
 //! are dropped without it.
 
 mod budget;
+mod encoders;
 mod fields;
 mod llava_next;
 mod patches;
@@ -18,6 +19,7 @@ mod tiles;
 mod values;
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use media::{FrameRule, RgbImage};
 
@@ -27,9 +29,11 @@ use crate::error::{DataError, RecordError};
 use crate::options::EncodeOptions;
 use crate::record::Sample;
 use budget::{ClipBudget, MAX_RATIO};
+use encoders::Encoders;
 use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
 pub use settings::ImageBackend;
+pub(crate) use settings::image_class;
 pub(crate) use source::Files;
 use tiles::Tiles;
 
@@ -49,6 +53,8 @@ pub(crate) enum Vision {
     Tiles(Tiles),
     /// Patches at native resolution.
     Patches(Patches),
+    /// Every picture of one of two kinds the same way; a clip may be taken as a whole.
+    Encoders(Encoders),
 }
 
 /// One image or clip of a record before it is decoded.
@@ -74,6 +80,8 @@ pub(crate) enum Target {
     Frame,
     /// Made square and not cut into tiles.
     Square,
+    /// As the encoder of clips wants each of them.
+    Clip,
 }
 
 /// All images and clips of a record in the order of the text.
@@ -125,6 +133,7 @@ impl Vision {
                 own.image.values = own.image.values.with_backend(backend);
                 Self::Patches(own)
             }
+            Self::Encoders(own) => Self::Encoders(own.with_backend(backend)),
         }
     }
 
@@ -136,6 +145,7 @@ impl Vision {
             (Self::Tiles(own), VisualKind::Video) => own.clips.as_ref().map(|clips| &clips.token),
             (Self::Patches(own), VisualKind::Image) => Some(&own.token),
             (Self::Patches(Patches { clips: ClipStyle::Whole(clips), .. }), VisualKind::Video) => Some(&clips.token),
+            (Self::Encoders(own), kind) => own.placeholder(kind),
             _ => None,
         }
     }
@@ -146,12 +156,46 @@ impl Vision {
         match self {
             Self::Pictures(_) | Self::Tiles(_) => token.to_owned(),
             Self::Patches(Patches { around: (start, end), .. }) => format!("{start}{token}{end}"),
+            Self::Encoders(own) => own.in_text(kind),
         }
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
     pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_) | Self::Tiles(_))
+        matches!(self, Self::Pictures(_) | Self::Tiles(_) | Self::Encoders(_))
+    }
+
+    /// Texts that stand for media and are no tokens, with the ids that take their places; the text is tokenised between them.
+    pub fn marks(&self) -> Vec<(&str, u32)> {
+        match self {
+            Self::Encoders(own) => own.marks(),
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => Vec::new(),
+        }
+    }
+
+    /// Side of a patch and number of class tokens of a picture, where the tower of a kind of medium is one of its own.
+    pub fn class_tokens(&self, kind: VisualKind) -> Option<(usize, usize)> {
+        match self {
+            Self::Encoders(own) => own.class_tokens(kind),
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => None,
+        }
+    }
+
+    /// Whether pictures are made square with the mean colour first.
+    pub fn pads_square(&self, kind: VisualKind) -> bool {
+        match self {
+            Self::Encoders(own) => own.pads_square(kind),
+            Self::Pictures(own) => own.settings.pad_square,
+            Self::Tiles(_) | Self::Patches(_) => false,
+        }
+    }
+
+    /// Files that belong to the checkpoint's processor wherever they were found: name within the checkpoint, and place.
+    pub fn own_files(&self) -> &[(String, PathBuf)] {
+        match self {
+            Self::Encoders(own) => &own.files,
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => &[],
+        }
     }
 
     /// Frames of a clip that belong together: a number of frames is lowered by so many at a time.
@@ -166,7 +210,7 @@ impl Vision {
     pub fn tokens_per_image(&self) -> Option<usize> {
         match self {
             Self::Pictures(own) => own.settings.fixed_size().map(|(height, width)| own.count(height, width)),
-            Self::Tiles(_) | Self::Patches(_) => None,
+            Self::Tiles(_) | Self::Patches(_) | Self::Encoders(_) => None,
         }
     }
 
@@ -197,6 +241,11 @@ impl Vision {
                             }
                         }
                     }
+                }
+                Self::Encoders(own) => {
+                    let (planned, target) = own.plan(&place, sample)?;
+                    layout.targets[place.number] = target;
+                    layout.visuals.extend(planned);
                 }
                 _ => {
                     for frame in place.frames.clone() {
@@ -234,6 +283,7 @@ impl Vision {
                 let grid = own.grid(1, height, width);
                 ((height, width), grid, own.tokens_a_step(grid))
             }
+            Self::Encoders(_) => unreachable!("encoders plan their pictures themselves"),
         };
         let visual = Visual { grid, num_tokens, seconds: vec![place.clip.seconds(frame)], ..Visual::default() };
         Ok(Planned { visual, size, text: None, slots: vec![num_tokens] })
@@ -256,6 +306,8 @@ impl Vision {
                 ClipStyle::Whole(clips) if from == own_size => clips.side.scaled(image, size),
                 _ => image,
             },
+            (Self::Patches(_), Target::Clip) => image,
+            (Self::Encoders(own), target) => own.shape(image, target),
         }
     }
 
@@ -274,6 +326,8 @@ impl Vision {
                 }
                 ClipStyle::Frames => "as it is".to_owned(),
             },
+            (Self::Patches(_), Target::Clip) => "as it is".to_owned(),
+            (Self::Encoders(own), target) => own.shape_key(target),
         }
     }
 
@@ -283,6 +337,8 @@ impl Vision {
             Self::Pictures(_) => vec![3, height, width],
             Self::Tiles(own) => vec![3, own.side, own.side],
             Self::Patches(own) => vec![own.row_len()],
+            // Pictures of two sizes may stand in one record; their values follow one another.
+            Self::Encoders(_) => vec![1],
         }
     }
 
@@ -292,6 +348,7 @@ impl Vision {
             Self::Pictures(own) => own.write(pictures, values),
             Self::Tiles(own) => own.write(visuals, pictures, values),
             Self::Patches(own) => own.write(visuals, pictures, values),
+            Self::Encoders(own) => own.write(visuals, pictures, values),
         }
     }
 
@@ -301,6 +358,7 @@ impl Vision {
             (Self::Pictures(own), &[_, height, width]) => own.undo(&encoded.pixels, height, width),
             (Self::Tiles(own), &[_, _, _]) => own.undo(&encoded.visuals, &encoded.pixels),
             (Self::Patches(own), &[_]) => own.undo(&encoded.visuals, &encoded.pixels),
+            (Self::Encoders(own), _) => own.undo(encoded),
             _ => Vec::new(),
         }
     }

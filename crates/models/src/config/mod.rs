@@ -2,6 +2,7 @@
 //! by name; absent fields take the defaults of the reference class.
 
 pub mod anyres;
+pub mod encoders;
 pub mod fields;
 pub mod native;
 mod onevision1_5;
@@ -14,6 +15,7 @@ pub mod vision;
 use crate::error::{ModelError, Result};
 use crate::seq2seq::config::Seq2SeqConfig;
 pub use anyres::AnyresConfig;
+pub use encoders::EncodersConfig;
 use fields::Fields;
 use native::NativeFamily;
 pub use qwen_vl::QwenVlConfig;
@@ -65,6 +67,8 @@ pub enum VisionKind {
     Llava(LlavaConfig),
     /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`, `qwen3_vl`, `llavaonevision1_5`).
     QwenVl(QwenVlConfig),
+    /// Encoders beside a flat decoder configuration (LLaVA's original layout), one or two.
+    Encoders(EncodersConfig),
 }
 
 /// A whole model's configuration.
@@ -107,6 +111,12 @@ pub const FAMILIES: &[&str] = &[
     "qwen3_vl",
     "llavaonevision1_5",
     "llava_onevision1_5",
+    "llava_llama",
+    "llava_mistral",
+    "llava_qwen",
+    "llava_qwen2",
+    "llava_qwen3",
+    "llava_phi3",
     "llama",
     "mistral",
     "phi3",
@@ -119,7 +129,10 @@ impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
     pub fn load(dir: &Path) -> Result<ModelConfig> {
         let path = dir.join("config.json");
-        let value = hub::json::read_json(&path)?;
+        let mut value = hub::json::read_json(&path)?;
+        if encoders::claims(&value) {
+            value = encoders::with_towers(dir, value)?;
+        }
         ModelConfig::from_json(&path.display().to_string(), value)
     }
 
@@ -128,6 +141,7 @@ impl ModelConfig {
         let root = Fields::new(place, &raw)?;
         let model_type = root.str_or("model_type", "")?;
         match model_type.as_str() {
+            _ if encoders::claims(&raw) => encoders::read(place, &raw),
             "llava" => ModelConfig::read_llava(place, &raw),
             "llava_next" | "llava_next_video" | "llava_onevision" => anyres::read(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
@@ -185,6 +199,19 @@ impl ModelConfig {
         }
     }
 
+    /// The encoders of a checkpoint in the original layout.
+    pub fn encoders(&self) -> Option<&EncodersConfig> {
+        match self.vision() {
+            Some(VisionKind::Encoders(encoders)) => Some(encoders),
+            _ => None,
+        }
+    }
+
+    /// Whether the decoder's tensors have the names of a decoder alone.
+    pub fn names_decoder_alone(&self) -> bool {
+        self.vision().is_none() || self.encoders().is_some()
+    }
+
     /// Ids whose rows take features of images and clips.
     pub fn placeholder_ids(&self) -> Vec<u32> {
         match self.vision() {
@@ -194,6 +221,7 @@ impl ModelConfig {
                 std::iter::once(llava.image_token_id).chain(clips.map(|clips| clips.token_id)).collect()
             }
             Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
+            Some(VisionKind::Encoders(_)) => vec![encoders::IMAGE_PLACEHOLDER, encoders::VIDEO_PLACEHOLDER],
         }
     }
 
@@ -350,7 +378,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llama, mistral, phi3, qwen2, qwen3, m2m_100",
+            "`config.json`: model_type `blip` is not known; known are llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llava_llama, llava_mistral, llava_qwen, llava_qwen2, llava_qwen3, llava_phi3, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

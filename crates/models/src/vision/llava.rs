@@ -9,7 +9,7 @@ use crate::config::{FeatureSelect, LlavaConfig};
 use crate::error::Result;
 use crate::linear::Linear;
 use crate::model::Visual;
-use crate::names::PROJECTOR_PREFIX;
+use crate::names::{PROJECTOR_PREFIX, VISION_PREFIX};
 use crate::weights::{Builder, Part};
 use tensor::{DType, Tape, Tensor, Var, profile};
 
@@ -34,7 +34,7 @@ impl LlavaSide {
     /// Builds tower and projector in front of a decoder of width `hidden`.
     pub(crate) fn build(b: &mut Builder<'_>, llava: &LlavaConfig, hidden: usize) -> Result<LlavaSide> {
         let depth = llava.feature_layers.iter().copied().max().unwrap_or(0);
-        let tower = VisionTower::build(b, &llava.vision, depth)?;
+        let tower = VisionTower::build(b, VISION_PREFIX, &llava.vision, depth)?;
         let (width, bias) = (llava.vision.hidden_size * llava.feature_layers.len(), llava.projector_bias);
         let projector = Projector {
             linear_1: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_1"), width, hidden, bias, Part::Projector)?,
@@ -55,17 +55,7 @@ impl LlavaSide {
     pub(crate) fn states(&self, t: &Tape, pixels: &Tensor, recompute: bool) -> Result<Var> {
         let _span = profile::span("tower");
         let c = &self.config;
-        let mut states = self.tower.forward(t, pixels, &c.feature_layers, recompute)?;
-        if c.select == FeatureSelect::DropFirst {
-            let tokens = c.vision.num_positions();
-            let rows: Vec<u32> =
-                (0..pixels.shape()[0] * tokens).filter(|r| r % tokens != 0).map(|r| r as u32).collect();
-            states = states.iter().map(|s| t.gather_rows(s, &rows)).collect::<tensor::Result<_>>()?;
-        }
-        let joined = match states.len() {
-            1 => states.remove(0),
-            _ => t.concat_cols(&states)?,
-        };
+        let joined = selected(t, &self.tower, pixels, &c.feature_layers, c.select, recompute)?;
         Ok(t.cast(&joined, self.compute)?)
     }
 
@@ -82,4 +72,25 @@ impl LlavaSide {
         let inner = t.activation(&self.projector.linear_1.forward(t, states)?, self.config.projector_activation)?;
         Ok(self.projector.linear_2.forward_wide(t, &inner)?)
     }
+}
+
+/// The hidden states that a projector takes of pictures `[m, c, side, side]`, side by side: `[(m tokens), width]`.
+pub(super) fn selected(
+    t: &Tape,
+    tower: &VisionTower,
+    pixels: &Tensor,
+    layers: &[usize],
+    select: FeatureSelect,
+    recompute: bool,
+) -> Result<Var> {
+    let mut states = tower.forward(t, pixels, layers, recompute)?;
+    if select == FeatureSelect::DropFirst {
+        let tokens = tower.config.num_positions();
+        let rows: Vec<u32> = (0..pixels.shape()[0] * tokens).filter(|r| r % tokens != 0).map(|r| r as u32).collect();
+        states = states.iter().map(|s| t.gather_rows(s, &rows)).collect::<tensor::Result<_>>()?;
+    }
+    Ok(match states.len() {
+        1 => states.remove(0),
+        _ => t.concat_cols(&states)?,
+    })
 }

@@ -2,6 +2,7 @@
 //! a model has, and what it can be asked for.
 
 mod anyres;
+pub mod encoders;
 pub mod llava;
 pub mod native;
 pub mod vit;
@@ -13,6 +14,7 @@ use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::model::{ModelInput, Visual};
 use crate::weights::Builder;
+use encoders::EncodersSide;
 use llava::LlavaSide;
 use native::NativeTower;
 use tensor::{Tape, Tensor, Var, profile};
@@ -23,6 +25,8 @@ pub enum VisionSide {
     Llava(LlavaSide),
     /// Patches of pictures of any size and mergers.
     Native(NativeTower, Box<QwenVlConfig>),
+    /// Encoders of their own for images and clips.
+    Encoders(Box<EncodersSide>),
 }
 
 /// What pictures are to a decoder, one row a token.
@@ -51,6 +55,9 @@ impl VisionSide {
                 let tower = NativeTower::build(b, &qwen.vision, config.text.num_layers)?;
                 Some(VisionSide::Native(tower, Box::new(qwen.clone())))
             }
+            Some(VisionKind::Encoders(encoders)) => {
+                Some(VisionSide::Encoders(Box::new(EncodersSide::build(b, encoders, config.text.hidden_size)?)))
+            }
         })
     }
 
@@ -64,6 +71,7 @@ impl VisionSide {
                 drop(span);
                 Ok(Features { rows: tower.merge(t, &states)?, deep: states.deep })
             }
+            VisionSide::Encoders(side) => Ok(side.features(t, pixels, visuals, recompute)?.into()),
         }
     }
 
@@ -74,13 +82,16 @@ impl VisionSide {
             VisionSide::Native(..) => Err(ModelError::Input(
                 "the states of this tower cannot be kept: its pictures have no common size".to_owned(),
             )),
+            VisionSide::Encoders(_) => Err(ModelError::Input(
+                "the states of encoders of their own for images and clips cannot be kept".to_owned(),
+            )),
         }
     }
 
     /// The positions of all tokens.
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
         match self {
-            VisionSide::Llava(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Llava(_) | VisionSide::Encoders(_) => Ok(OwnedPositions::One(input.positions.clone())),
             VisionSide::Native(_, config) if config.positions == VisualPositions::Words => {
                 Ok(OwnedPositions::One(input.positions.clone()))
             }
@@ -93,6 +104,7 @@ impl VisionSide {
         match self {
             VisionSide::Llava(side) => side.linears_mut(),
             VisionSide::Native(tower, _) => tower.linears_mut(),
+            VisionSide::Encoders(side) => side.linears_mut(),
         }
     }
 }

@@ -25,6 +25,10 @@ fn bound(config: &ModelConfig) -> f64 {
         Some(VisionKind::Llava(llava)) => 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5,
         // Behind the blocks a norm, and two weights and two activations of the merger.
         Some(VisionKind::QwenVl(qwen)) => 2 + 11 * qwen.vision.num_layers + 5,
+        // A projector of `n` maps has as many weights and activations.
+        Some(VisionKind::Encoders(encoders)) => {
+            encoders.all().map(|e| 3 + 11 * e.feature_layer + 2 * e.projector.layers().len()).max().unwrap_or(0)
+        }
     };
     let roundings = tower + 11 * config.causal().unwrap().text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()

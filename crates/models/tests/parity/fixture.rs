@@ -47,6 +47,9 @@ impl Fixture {
     /// The ids that take features of images and clips; a decoder alone has none.
     pub fn placeholders(&self) -> Vec<u32> {
         let config = json(&self.dir.join("config.json"));
+        if ["mm_vision_tower", "image_encoder", "video_encoder"].iter().any(|key| !config[*key].is_null()) {
+            return [-200i32, -300].map(|id| id as u32).to_vec();
+        }
         let keys = ["image_token_index", "image_token_id", "video_token_id", "video_token_index"];
         keys.iter().filter_map(|key| config[*key].as_u64()).map(|id| id as u32).collect()
     }

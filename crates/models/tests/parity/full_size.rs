@@ -6,7 +6,16 @@ use std::collections::BTreeSet;
 use tensor::{DType, memory};
 
 /// Families whose reference class is not in `transformers`, which alone can count.
-const WITHOUT_REFERENCE: &[&str] = &["llavaonevision1_5", "llava_onevision1_5"];
+const WITHOUT_REFERENCE: &[&str] = &[
+    "llavaonevision1_5",
+    "llava_onevision1_5",
+    "llava_llama",
+    "llava_mistral",
+    "llava_qwen",
+    "llava_qwen2",
+    "llava_qwen3",
+    "llava_phi3",
+];
 
 fn published() -> Value {
     let path = crate::fixture::root().join("full_size.json");

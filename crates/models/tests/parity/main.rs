@@ -7,6 +7,7 @@ mod adapters;
 mod base;
 mod bf16;
 mod compare;
+mod encoders;
 mod fixture;
 mod full_size;
 mod pictures;

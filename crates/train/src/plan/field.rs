@@ -215,6 +215,18 @@ impl PlanValue for u64 {
     }
 }
 
+impl PlanValue for i64 {
+    fn type_name() -> String {
+        "whole number".to_owned()
+    }
+    fn read(node: &Node) -> Result<Self, String> {
+        node.text().and_then(|text| text.parse().ok()).ok_or_else(|| "a whole number".to_owned())
+    }
+    fn write(&self) -> Json {
+        Json::from(*self)
+    }
+}
+
 impl PlanValue for usize {
     fn type_name() -> String {
         u64::type_name()

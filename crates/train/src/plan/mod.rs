@@ -27,9 +27,9 @@ pub use node::Place;
 pub use problem::{PlanError, Problem};
 pub use reference::reference_page;
 pub use sections::{
-    ByteSize, HubPlan, LearningRates, LoraPlan, MethodKind, MethodPlan, ModelPlan, Offload, OptimizerKind,
-    ParallelPlan, SchedulerKind, SchedulerSettings, StepWindow, Strategy, TargetModules, TrackingPlan, TrainPlan,
-    WeightDtype,
+    ByteSize, DEFAULT_PROJECTOR, HubPlan, LearningRates, LoraPlan, MethodKind, MethodPlan, ModelPlan, Offload,
+    OptimizerKind, ParallelPlan, SchedulerKind, SchedulerSettings, StepWindow, Strategy, TargetModules, TrackingPlan,
+    TrainPlan, WeightDtype,
 };
 
 use field::{Section, Source};
@@ -133,6 +133,17 @@ impl Plan {
             ("hub", self.hub.write()),
         ];
         Json::Object(sections.into_iter().map(|(name, section)| (name.to_owned(), section)).collect::<Map<_, _>>())
+    }
+
+    /// The base model as an adapter names it: `model.path`, or the folder in which parts are joined.
+    pub fn base_model(&self) -> String {
+        match &self.model.path {
+            Some(path) => path.clone(),
+            None if self.model.joins_parts() => {
+                self.output_dir().join(crate::join::BASE_MODEL).to_string_lossy().into_owned()
+            }
+            None => String::new(),
+        }
     }
 
     /// The folder that the run writes to.

@@ -93,7 +93,7 @@ choice! {
 section! {
     /// Which model is trained.
     ModelPlan {
-        /// Folder of a Hugging Face checkpoint, or a hub id that the cache holds or that can be downloaded. Required.
+        /// Folder of a Hugging Face checkpoint, or a hub id that the cache holds or that can be downloaded. Required, unless parts are joined.
         path: Option<String> = None;
         /// Number format of the weights. `auto` keeps the checkpoint's own. Where the processor multiplies bf16 numbers, models of
         /// 16-bit weights compute in them.
@@ -102,18 +102,35 @@ section! {
         adapter: Option<PathBuf> = None;
         /// Where to compute: `auto`, `cpu`, `cuda` or `cuda:N`.
         device: String = "auto".to_owned() => free;
-        /// To join parts: the language model. Not built yet.
+        /// To join parts that were never one checkpoint, instead of `path`: the language model, a folder or a hub id. The joined model is
+        /// written to `base_model/` in `train.output_dir`, by reference to its parts, and is what an adapter needs as its base.
         language: Option<String> = None;
-        /// To join parts: the tower for images. Not built yet.
+        /// To join parts: the tower for images, CLIP or SigLIP. Without one, records with images are refused.
         image_tower: Option<String> = None;
-        /// To join parts: the tower for videos. Not built yet.
+        /// To join parts: the tower for clips, through which their frames pass one by one. Without one, records with clips are refused.
+        /// The frames of a clip are the middles of `data.num_frames` segments (16 where it is not given), which is saved with the model.
         video_tower: Option<String> = None;
-        /// To join parts: the kind of projector, such as `mlp2x_gelu`. Not built yet.
+        /// To join parts: what lies between a tower and the language model, `linear` or `mlpNx_gelu`; `mlp2x_gelu` where it is not given.
         projector: Option<String> = None;
-        /// To join parts: weights of a projector trained before. Not built yet.
-        pretrained_projector: Option<PathBuf> = None;
-        /// To join parts: the conversation template (`plain`, `v0`, `v0.5`, `v1`, `auto`). Not built yet.
+        /// To join parts: the same for the video tower, where it differs.
+        video_projector: Option<String> = None;
+        /// To join parts: projectors trained before, as files (safetensors, or `.bin` of `torch.save`) or folders that hold them, such as
+        /// the `final_model` of a run with `method.kind: projector`. What they do not hold starts at random.
+        pretrained_projector: Vec<PathBuf> = Vec::new();
+        /// To join parts: the conversation template (`plain`, `v0`, `v0.5`, `v1`, `chatml`, `phi`, `llava-1.5`), saved with the model;
+        /// `auto` takes the language model's own.
         version: Option<String> = None;
+        /// To join parts: the hidden state of the towers that is projected, -2 where it is not given (-1 is the last layer's).
+        mm_vision_select_layer: Option<i64> = None;
+        /// To join parts: `patch` drops the class token of a tower, `cls_patch` keeps it; `patch` where it is not given.
+        mm_vision_select_feature: Option<String> = None;
+        /// To join parts: tokens stand around media (`<im_start>`, `<im_end>`, `<vi_start>`, `<vi_end>`). They are added to the tokenizer, their
+        /// rows start at the mean of the others, and `method.kind: projector` trains the embedding table with the projectors.
+        mm_use_start_end: bool = false;
+        /// To join parts: add the token `<im_patch>`, which no text uses, as some checkpoints have it.
+        mm_use_patch_token: bool = false;
+        /// To join parts: `pad` makes pictures square with the mean colour before they are scaled; `square` crops as the towers' files say.
+        image_aspect_ratio: Option<String> = None;
     }
 }
 
@@ -297,6 +314,16 @@ section! {
         hub_model_id: Option<String> = None => free;
         /// Whether the repository is private.
         private: bool = true => free;
+    }
+}
+
+/// Kind of projector where a plan does not say.
+pub const DEFAULT_PROJECTOR: &str = "mlp2x_gelu";
+
+impl ModelPlan {
+    /// Whether the model is joined of parts.
+    pub fn joins_parts(&self) -> bool {
+        self.language.is_some() || self.image_tower.is_some() || self.video_tower.is_some()
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use models::config::encoders::ProjectorKind;
 use regex::Regex;
 
 use super::field::Source;
@@ -51,24 +52,7 @@ impl Findings<'_> {
     }
 
     fn not_built(&mut self) {
-        let Plan { model, method, parallel, tracking, hub, .. } = self.plan;
-        let parts = [
-            ("model.language", model.language.is_some()),
-            ("model.image_tower", model.image_tower.is_some()),
-            ("model.video_tower", model.video_tower.is_some()),
-            ("model.projector", model.projector.is_some()),
-            ("model.pretrained_projector", model.pretrained_projector.is_some()),
-            ("model.version", model.version.is_some()),
-        ];
-        for (key, set) in parts {
-            if set {
-                self.add(
-                    key,
-                    format!("`{key}`: joining parts is not built yet"),
-                    "give one joined checkpoint as `model.path`",
-                );
-            }
-        }
+        let Plan { method, parallel, tracking, hub, .. } = self.plan;
         if method.kind == Some(MethodKind::Qlora) {
             self.add("method.kind", "`method.kind: qlora` is not built yet", "use `lora` with `model.dtype: bf16`");
         }
@@ -111,10 +95,8 @@ impl Findings<'_> {
     }
 
     fn model_and_method(&mut self) {
+        self.parts();
         let Plan { model, method, .. } = self.plan;
-        if model.path.is_none() {
-            self.missing("model.path", "DIR");
-        }
         match model.device.as_str() {
             "auto" | "cpu" => {}
             cuda if cuda == "cuda" || cuda.strip_prefix("cuda:").is_some_and(|n| n.parse::<usize>().is_ok()) => {
@@ -217,6 +199,67 @@ impl Findings<'_> {
         }
     }
 
+    /// Where the model comes from: one checkpoint, or parts to join.
+    fn parts(&mut self) {
+        let model = &self.plan.model;
+        let keys = [
+            ("model.language", model.language.is_some()),
+            ("model.image_tower", model.image_tower.is_some()),
+            ("model.video_tower", model.video_tower.is_some()),
+            ("model.projector", model.projector.is_some()),
+            ("model.video_projector", model.video_projector.is_some()),
+            ("model.pretrained_projector", !model.pretrained_projector.is_empty()),
+            ("model.version", model.version.is_some()),
+            ("model.mm_vision_select_layer", model.mm_vision_select_layer.is_some()),
+            ("model.mm_vision_select_feature", model.mm_vision_select_feature.is_some()),
+            ("model.mm_use_start_end", model.mm_use_start_end),
+            ("model.mm_use_patch_token", model.mm_use_patch_token),
+            ("model.image_aspect_ratio", model.image_aspect_ratio.is_some()),
+        ];
+        if model.path.is_some() {
+            for (key, _) in keys.into_iter().filter(|(_, is_set)| *is_set) {
+                let message =
+                    format!("`{key}` joins parts, and `model.path` names a whole checkpoint, which decides itself");
+                self.add(key, message, "keep one of them");
+            }
+            return;
+        }
+        let set: Vec<&str> = keys.iter().filter(|(_, is_set)| *is_set).map(|(key, _)| *key).collect();
+        if set.is_empty() {
+            self.missing("model.path", "DIR");
+            return;
+        }
+        if model.language.is_none() {
+            let message = format!("`{}` joins parts, and `model.language` is missing", set[0]);
+            self.add(set[0], message, "write `model.language: DIR`, or `model.path: DIR` for a whole checkpoint");
+        }
+        if model.image_tower.is_none() && model.video_tower.is_none() {
+            let message = "there is no tower to join: `model.image_tower` and `model.video_tower` are both missing";
+            self.add(set[0], message, "write one of them or both; a language model alone is `model.path: DIR`");
+        }
+        if model.video_projector.is_some() && model.video_tower.is_none() {
+            let message = "`model.video_projector` has no effect without `model.video_tower`";
+            self.add("model.video_projector", message, "write `model.projector`, or name the tower");
+        }
+        for (key, kind) in [("model.projector", &model.projector), ("model.video_projector", &model.video_projector)] {
+            if let Some(Err(what)) = kind.as_ref().map(|kind| kind.parse::<ProjectorKind>()) {
+                self.add(key, format!("`{key}`: {what}"), "write `mlp2x_gelu`");
+            }
+        }
+        let versions = ["auto", "plain", "v0", "v0.5", "v1", "chatml", "phi", "llava-1.5"];
+        let words: [(&str, &Option<String>, &[&str]); 3] = [
+            ("model.version", &model.version, &versions),
+            ("model.mm_vision_select_feature", &model.mm_vision_select_feature, &["patch", "cls_patch"]),
+            ("model.image_aspect_ratio", &model.image_aspect_ratio, &["square", "pad"]),
+        ];
+        for (key, word, known) in words {
+            if let Some(word) = word.as_ref().filter(|word| !known.contains(&word.as_str())) {
+                let message = format!("`{key}` must be one of {}, found `{word}`", known.join(", "));
+                self.add(key, message, format!("write `{}`", known[0]));
+            }
+        }
+    }
+
     fn lora(&mut self) {
         let lora = &self.plan.method.lora;
         if lora.r == 0 || lora.rank_pattern.values().any(|r| *r == 0) {
@@ -249,11 +292,13 @@ impl Findings<'_> {
         if train.output_dir.is_none() {
             self.missing("train.output_dir", "runs/first");
         }
-        if let (Some(output), Some(model)) = (&train.output_dir, &self.plan.model.path)
-            && Path::new(model).starts_with(output)
-        {
-            let message = format!("`train.output_dir: {}` holds the base model `{model}`", output.display());
-            self.add("train.output_dir", message, "write to another folder; the base model is never written to");
+        let model = &self.plan.model;
+        let parts = [&model.path, &model.language, &model.image_tower, &model.video_tower];
+        for part in parts.into_iter().flatten() {
+            if let Some(output) = train.output_dir.as_ref().filter(|output| Path::new(part).starts_with(output)) {
+                let message = format!("`train.output_dir: {}` holds the base model `{part}`", output.display());
+                self.add("train.output_dir", message, "write to another folder; the base model is never written to");
+            }
         }
         if train.max_steps.is_some() && self.given("train.num_train_epochs") {
             let message =

@@ -4,6 +4,7 @@
 
 mod bf16;
 mod features;
+mod joined;
 mod plan;
 mod reference;
 mod report;

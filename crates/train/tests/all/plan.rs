@@ -263,7 +263,7 @@ fn what_is_not_built_is_refused_by_name() {
     check(
         "",
         &["model.language=x"],
-        "argument `model.language=x`: `model.language`: joining parts is not built yet\n  hint: give one joined checkpoint as `model.path`",
+        "argument `model.language=x`: `model.language` joins parts, and `model.path` names a whole checkpoint, which decides itself\n  hint: keep one of them",
     );
     check(
         "",
