@@ -18,11 +18,11 @@ and OpenAI's (`disk_name`) or `transformers`' on disk.
 
 import json
 import os
-import types
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from transformers.modeling_outputs import CausalLMOutput
 
 QWEN2 = ("attention_dropout", "hidden_act", "hidden_size", "intermediate_size", "max_position_embeddings", "num_attention_heads",
     "num_hidden_layers", "num_key_value_heads", "rms_norm_eps", "rope_theta", "tie_word_embeddings", "vocab_size", "bos_token_id", "eos_token_id")
@@ -33,13 +33,16 @@ WHISPER = (("layers.", "blocks."), ("self_attn.q_proj", "attn.query"), ("self_at
 
 
 class EgoGPT(nn.Module):
+    base_model_prefix = "model"  # peft looks for it
+
     def __init__(self, config):
-        from transformers import Qwen2Config, Qwen2Model, SiglipVisionConfig, SiglipVisionModel, WhisperConfig
+        from transformers import PreTrainedConfig, Qwen2Config, Qwen2Model, SiglipVisionConfig, SiglipVisionModel, WhisperConfig
         from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
         super().__init__()
         self.raw = config
-        self.config = types.SimpleNamespace(model_type="egogpt_qwen", to_dict=lambda: dict(config), get=config.get)
+        self.config = PreTrainedConfig()
+        self.config.model_type = "egogpt_qwen"
         text = Qwen2Config(**{k: config[k] for k in QWEN2 if k in config})
         text._attn_implementation = "eager"
         self.model = Qwen2Model(text)
@@ -112,7 +115,10 @@ class EgoGPT(nn.Module):
         own = self.model.speech_projector
         return own.linear2(F.relu(own.linear1(joined)))
 
-    def forward(self, input_ids, labels=None, pixels=None, visuals=(), mel=None, num_items_in_batch=None):
+    def prepare_inputs_for_generation(self, *_, **__):
+        raise NotImplementedError  # peft looks for it
+
+    def forward(self, input_ids, labels=None, pixels=None, visuals=(), mel=None, num_items_in_batch=None, **_):
         (ids,) = input_ids.tolist()
         image, speech = self.raw["image_token_index"], self.raw["speech_token_index"]
         seen = torch.cat(self.pictures(pixels, visuals)) if pixels is not None else None
@@ -127,11 +133,15 @@ class EgoGPT(nn.Module):
         assert seen is None or next_seen == len(seen)
         assert heard is None or next_heard == len(heard)
         hidden = self.model(inputs_embeds=torch.stack(rows)[None], use_cache=False).last_hidden_state
-        out = {"logits": self.lm_head(hidden)}
+        out = CausalLMOutput(logits=self.lm_head(hidden))
         if labels is not None:
             nll = F.cross_entropy(out["logits"][0, :-1].float(), labels[0, 1:], ignore_index=-100, reduction="sum")
             out["loss"] = nll / (num_items_in_batch if num_items_in_batch is not None else (labels[0, 1:] != -100).sum())
         return out
+
+
+def is_ego(config):
+    return config.model_type == "egogpt_qwen"
 
 
 def disk_name(name):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import egogpt
 import qwen_inputs
 from common import disk_name, put, save_tensors, write_json
 from models_ref import batches_of, load_model, nll_of
@@ -23,6 +24,9 @@ from qwen_inputs import inputs_of, is_qwen_vl, parted
 from models_specs import SPECS
 
 EVERY_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+# Not the speech encoder, whose modules have other names here than in the published class.
+EGO_EVERYWHERE = r"model\.(layers\..*(q_proj|down_proj)|vision_tower.*(q_proj|mlp\.fc1)|mm_projector\.2|speech_projector\.linear1)"
 
 # name -> (LoraConfig arguments, random B)
 ADAPTERS = {
@@ -165,6 +169,14 @@ ADAPTERS = {
     "clip_full_llama_bias": {
         "with_biases": ({"r": 5, "lora_alpha": 10, "target_modules": EVERY_LINEAR}, True),
     },
+    # The decoder from B = 0 with the projector of speech trained whole; decoder, tower and both projectors.
+    "egogpt_openai": {
+        "fresh_speech": (
+            {"r": 4, "lora_alpha": 8, "target_modules": r"model\.layers\..*proj", "modules_to_save": ["speech_projector"]},
+            False,
+        ),
+        "everywhere": ({"r": 2, "lora_alpha": 4, "target_modules": EGO_EVERYWHERE}, True),
+    },
 }
 
 # Adapters saved as peft does by default: with a copy of the base's weight where the head is adapted.
@@ -189,6 +201,8 @@ def samples_of(folder):
         )
     with open(os.path.join(folder, "expected.json")) as f:
         stored = json.load(f)["samples"]
+    if any(f"sample{i}.mel" in tensors for i in range(len(out))):
+        return [{**sample, "visuals": s["visuals"], "mel": tensors.get(f"sample{i}.mel")} for i, (sample, s) in enumerate(zip(out, stored))]
     if "visuals" in stored[0]:
         return [parted({**sample, "visuals": s["visuals"]}) for sample, s in zip(out, stored)]
     return out
@@ -256,6 +270,8 @@ def inputs_alone(model, e):
     """What the reference takes for one sample."""
     if is_qwen_vl(model.config):
         return inputs_of(model.config, e)[0]
+    if egogpt.is_ego(model.config):
+        return egogpt.inputs_of(e)
     kwargs = {"input_ids": torch.tensor([e["ids"]])}
     if e["pixels"] is not None:
         kwargs["pixel_values"] = e["pixels"]
@@ -292,7 +308,7 @@ def make(folder_name, name, seed):
     alone = logits_of(model, samples)
     for i, logits in enumerate(alone):
         out[f"sample{i}.logits"] = logits[::STRIDE].clone()
-    if is_qwen_vl(model.config):
+    if is_qwen_vl(model.config) or egogpt.is_ego(model.config):
         batches = [(inputs_alone(model, e), torch.tensor([e["labels"]])) for e in samples]
     else:
         batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))
@@ -319,7 +335,7 @@ def make(folder_name, name, seed):
     modules = modules_of(model)
 
     merged = model.merge_and_unload().eval()
-    spell = qwen_inputs.disk_name if is_qwen_vl(merged.config) else disk_name(merged)
+    spell = qwen_inputs.disk_name if is_qwen_vl(merged.config) else egogpt.disk_name if egogpt.is_ego(merged.config) else disk_name(merged)
     worst = max(float((a - b).abs().max()) for a, b in zip(alone, logits_of(merged, samples)))
     base_logits = logits_of(load_model(folder), samples)
     moved = max(float((a - b).abs().max()) for a, b in zip(alone, base_logits))

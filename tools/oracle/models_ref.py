@@ -8,6 +8,7 @@ their odd settings stand in models_specs.py; adapters and training runs are made
 """
 
 import copy
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import common
+import egogpt
 from common import IGNORE, disk_name, make_image, put, save_tensors, write_json
 from models_specs import SPECS, TEXTS
 
@@ -102,6 +104,9 @@ def load_model(folder, **kwargs):
     import transformers
     from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
+    with open(os.path.join(folder, "config.json")) as f:
+        if json.load(f)["model_type"] == "egogpt_qwen":
+            return egogpt.load(folder)
     config = AutoConfig.from_pretrained(folder)
     kind = config.model_type
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM

@@ -15,6 +15,7 @@ import tempfile
 import torch
 
 import common
+import egogpt
 import qwen_inputs
 from common import IGNORE, disk_name, put, save_tensors, write_json
 from models_adapters import pad_id, samples_of, saved_name
@@ -138,6 +139,25 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 3, "learning_rate": 1e-2,
                  "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.0, "max_grad_norm": 1.0},
     },
+    # Everything that hears and sees, whole; LoRA in the decoder with the projector of speech beside it.
+    "full_egogpt": {
+        "folder": "egogpt_openai",
+        "train": ["vision", "projector", "speech", "speech_projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "speech_projector_egogpt": {
+        "folder": "egogpt_grid",
+        "train": ["speech_projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 5e-4,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.05, "max_grad_norm": 1.0},
+    },
+    "lora_egogpt": {
+        "folder": "egogpt_openai",
+        "adapter": "fresh_speech",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -149,6 +169,10 @@ RUNS = {
 
 
 def part_of(name):
+    if "speech_encoder" in name or "speech_projector" in name:
+        return "speech" if "speech_encoder" in name else "speech_projector"
+    if "mm_projector" in name or "image_newline" in name:
+        return "projector"
     if "visual." in name:
         return "projector" if "visual.merger." in name else "vision"
     return "vision" if "vision_tower" in name else "projector" if "multi_modal_projector" in name else "llm"
@@ -175,7 +199,9 @@ def build(run):
         model = PeftModel.from_pretrained(model, os.path.join(folder, "adapters", run["adapter"]), is_trainable=True)
         return folder, model, saved_name
     for n, p in model.named_parameters():
-        p.requires_grad_(part_of(n) in run["train"])
+        p.requires_grad_(part_of(n) in run["train"] and "embed_positions" not in n)
+    if egogpt.is_ego(model.config):
+        return folder, model, egogpt.disk_name
     return folder, model, qwen_inputs.disk_name if is_qwen_vl(model.config) else disk_name(model)
 
 
@@ -188,18 +214,20 @@ def train(run, double=False):
         model = model.double()
     samples = samples_of(folder)
     is_qwen = is_qwen_vl(model.config)
-    pad = None if is_qwen else pad_id(folder)
+    is_alone = is_qwen or egogpt.is_ego(model.config)
+    pad = None if is_alone else pad_id(folder)
     start = {spell(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro_losses": [], "supervised": [], "grad_norms": [], "rates": [], "records": []}
 
     def collate(indices):
-        if is_qwen:
+        if is_alone:
             (sample,) = [samples[i] for i in indices]
-            batch, labels = inputs_of(model.config, sample)[0], torch.tensor([sample["labels"]])
+            batch = inputs_of(model.config, sample)[0] if is_qwen else egogpt.inputs_of(sample)
+            labels = torch.tensor([sample["labels"]])
         else:
             batch, labels = batch_of([samples[i] for i in indices], pad)
         if double:
-            batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+            batch = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
         log["records"].append(list(indices))
         return {**batch, "labels": labels}
 

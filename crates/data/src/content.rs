@@ -10,7 +10,7 @@ use crate::processor::Processor;
 use crate::record::{Format, Part, Role, Sample};
 use crate::template::ContentShape;
 use crate::template::spans::Rendered;
-use crate::vision::{Layout, Vision};
+use crate::vision::{Layout, Planned, Vision};
 
 impl Processor {
     /// The dialogue as the template takes it.
@@ -54,10 +54,13 @@ pub(crate) fn placed(
     sample: &Sample,
 ) -> Result<Rendered, DataError> {
     let Rendered { text, spans } = rendered;
-    for (kind, medium) in [(VisualKind::Image, "picture"), (VisualKind::Video, "clip")] {
+    let kinds = [(VisualKind::Image, "picture"), (VisualKind::Video, "clip"), (VisualKind::Audio, "piece of sound")];
+    for (kind, medium) in kinds {
         let Some(token) = vision.placeholder(kind) else { continue };
         let found = text.matches(&token.text).count();
-        let wanted = layout.visuals.iter().filter(|planned| planned.visual.kind == kind).count();
+        // A family may have one placeholder for pictures and clips.
+        let is_meant = |planned: &&Planned| vision.placeholder(planned.visual.kind) == Some(token);
+        let wanted = layout.visuals.iter().filter(is_meant).count();
         if found != wanted {
             let what =
                 format!("the number of `{}` placeholders in the text is not the number of {medium}s", token.text);
@@ -78,7 +81,7 @@ pub(crate) fn placed(
     let mut at = 0;
     for planned in &layout.visuals {
         let Some(token) = vision.placeholder(planned.visual.kind) else { continue };
-        let others = [VisualKind::Image, VisualKind::Video].into_iter().filter_map(|kind| vision.placeholder(kind));
+        let others = kinds.into_iter().filter_map(|(kind, _)| vision.placeholder(kind));
         let next = others.filter_map(|other| Some((text[at..].find(&other.text)?, other))).min_by_key(|(at, _)| *at);
         let Some((found, _)) = next.filter(|(_, found)| *found == token) else {
             let what = "the chat template puts the media into another order";

@@ -99,6 +99,25 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
+    /// Makes texts tokens of their own, where they are none: with the ids behind those of the vocabulary.
+    ///
+    /// # Errors
+    /// The tokenizer refuses one.
+    pub fn add_marks(&mut self, marks: &[&str]) -> Result<(), DataError> {
+        for mark in marks {
+            if self.id_of(mark).is_none_or(|id| !self.is_added(id)) {
+                self.inner.add_special_tokens([AddedToken::from(*mark, true)]).map_err(|e| {
+                    DataError::checkpoint(
+                        Path::new("tokenizer.json"),
+                        format!("`{mark}` cannot be added: {e}"),
+                        "copy the file again",
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     fn find_ends(&mut self, generation: &Value, model_config: &Value) {
         let own = self.special("eos_token").and_then(|t| self.id_of(t));
         let configured = [&generation["eos_token_id"], &model_config["eos_token_id"]]

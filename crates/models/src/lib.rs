@@ -12,10 +12,13 @@ mod mrope;
 pub mod names;
 pub mod save;
 pub mod seq2seq;
+pub mod speech;
 pub mod vision;
 pub mod weights;
 
-pub use config::{CausalConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind};
+pub use config::{
+    CausalConfig, EgoGptConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind,
+};
 pub use error::{ModelError, Result};
 pub use generate::KvCache;
 pub use lora::{LoraConfig, TargetModules};

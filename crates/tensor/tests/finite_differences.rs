@@ -5,7 +5,8 @@
 use std::sync::Arc;
 
 use tensor::{
-    Activation, AttentionSpec, Gradients, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable, Tape, Tensor, Var,
+    Activation, AttentionSpec, Gradients, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable, Tape, Tensor,
+    Var, Window,
 };
 
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -176,4 +177,12 @@ fn checkpoint() {
         })
     });
     check("checkpoint", &[&[3, 5], &[3, 4]], &[&[4, 5], &[5], &[5]], op);
+}
+
+#[test]
+fn columns_of_convolutions() {
+    for (width, stride, padding) in [(3, 1, 1), (3, 2, 1), (2, 3, 0)] {
+        let window = Window { width, stride, padding };
+        check("unfold", &[&[2 * 6, 3]], &[], Box::new(move |t, x, _| t.unfold(&x[0], 2, window)));
+    }
 }

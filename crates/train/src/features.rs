@@ -68,7 +68,11 @@ impl FeatureCache {
     /// The model has no tower, the tower trains, or the folder cannot be made or written to.
     pub fn open(dir: &Path, budget: u64, model: &Model, trained: &[TrainedTensor]) -> Result<FeatureCache> {
         let Some(llava) = model.config().llava() else {
-            let what = if model.config().vision().is_some() { "takes pictures of any size" } else { "has no tower" };
+            let what = match model.config().vision() {
+                None => "has no tower",
+                Some(_) if model.config().egogpt().is_some() => "averages its clips behind the projector",
+                Some(_) => "takes pictures of any size",
+            };
             let message = format!("`train.feature_cache` is given, but a `{}` model {what}", model.config().model_type);
             return Err(TrainError::mismatch(message, "remove `train.feature_cache`"));
         };
@@ -147,7 +151,7 @@ impl FeatureCache {
         keys.iter().filter_map(|key| known.get(key)).for_each(|features| bytes.extend_from_slice(features));
         let [rows, width] = self.shape;
         let states = Tensor::from_bytes(&bytes, self.dtype, &[keys.len() * rows, width])?;
-        Ok(infer::upload_with_states(batch, Some(states)))
+        Ok(infer::upload_with_states(batch, Some(states))?)
     }
 
     /// Counts since the cache was opened.

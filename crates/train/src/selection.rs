@@ -30,14 +30,14 @@ pub struct Selection {
     pub unreached: Vec<String>,
     /// Paths of the modules that carry an adapter.
     pub adapted_modules: Vec<String>,
-    /// Counts by part, in the order vision, projector, llm.
+    /// Counts by part, in the order vision, projector, speech, speech projector (both where the model hears), llm.
     pub parts: Vec<PartCount>,
 }
 
 /// What trains in one part of the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PartCount {
-    /// `vision`, `projector` or `llm`.
+    /// `vision`, `projector`, `speech`, `speech_projector` or `llm`.
     pub part: &'static str,
     /// Tensors of the part, adapter included.
     pub tensors: usize,
@@ -75,7 +75,7 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
     for named in &params {
         let chosen = match kind {
             MethodKind::Full => true,
-            MethodKind::Projector => named.part == Part::Projector,
+            MethodKind::Projector => matches!(named.part, Part::Projector | Part::SpeechProjector),
             MethodKind::Lora | MethodKind::Qlora => named.param.is_trainable(),
         };
         let chosen = chosen && !frozen.iter().any(|pattern| pattern.matches(named));
@@ -97,11 +97,11 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
         ));
     }
     let parts = count_parts(&params, &tensors);
-    for part in &parts {
-        if part.trainable_tensors == 0 && part_rate_by_name(plan, part.part).is_some() {
-            let key = format!("method.learning_rates.{}", part.part);
+    for part in Part::ALL {
+        if part_rate(plan, part).is_some() && !tensors.iter().any(|t| t.named.part == part) {
+            let key = format!("method.learning_rates.{}", part.name());
             return Err(TrainError::mismatch(
-                format!("`{key}` is given, but no tensor of `{}` trains", part.part),
+                format!("`{key}` is given, but no tensor of `{}` trains", part.name()),
                 format!("remove `{key}`"),
             ));
         }
@@ -205,6 +205,8 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
         let found: Vec<String> = match name.as_str() {
             "projector" => model.modules_of(Part::Projector),
             "vision" => model.modules_of(Part::Vision),
+            "speech" => model.modules_of(Part::Speech),
+            "speech_projector" => model.modules_of(Part::SpeechProjector),
             "llm" => {
                 return Err(TrainError::mismatch(
                     "`method.also_train: [llm]` would train the whole language model beside its own adapter",
@@ -306,7 +308,9 @@ fn no_such_name(key: &str, name: &str, params: &[NamedParam]) -> TrainError {
     let example = params.first().map(|p| p.name.as_str()).unwrap_or_default();
     TrainError::mismatch(
         format!("`{name}` in `{key}` names no part, module or tensor of the model"),
-        format!("parts are `vision`, `projector` and `llm`; tensor names look like `{example}`"),
+        format!(
+            "parts are `vision`, `projector` and `llm` (`speech` and `speech_projector` where the model hears); tensor names look like `{example}`"
+        ),
     )
 }
 
@@ -316,20 +320,19 @@ fn part_rate(plan: &Plan, part: Part) -> Option<f64> {
         Part::Vision => rates.vision,
         Part::Projector => rates.projector,
         Part::Llm => rates.llm,
+        Part::Speech => rates.speech,
+        Part::SpeechProjector => rates.speech_projector,
     }
-}
-
-fn part_rate_by_name(plan: &Plan, name: &str) -> Option<f64> {
-    [Part::Vision, Part::Projector, Part::Llm]
-        .into_iter()
-        .find(|part| part.name() == name)
-        .and_then(|part| part_rate(plan, part))
 }
 
 fn count_parts(params: &[NamedParam], trained: &[TrainedTensor]) -> Vec<PartCount> {
     let elements = |p: &NamedParam| p.disk_shape.iter().product::<usize>() as u64;
-    [Part::Vision, Part::Projector, Part::Llm]
+    // Few models hear.
+    let is_listed =
+        |part: &Part| !matches!(part, Part::Speech | Part::SpeechProjector) || params.iter().any(|p| p.part == *part);
+    Part::ALL
         .into_iter()
+        .filter(is_listed)
         .map(|part| {
             let all: Vec<&NamedParam> = params.iter().filter(|p| p.part == part).collect();
             let ours: Vec<&TrainedTensor> = trained.iter().filter(|t| t.named.part == part).collect();

@@ -115,7 +115,7 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
                     VisualKind::Image => {
                         writeln!(text, "  image of {rows}x{columns} patches, {} tokens", visual.num_tokens)
                     }
-                    VisualKind::Video => writeln!(
+                    VisualKind::Video | VisualKind::Audio => writeln!(
                         text,
                         "  clip of {steps}x{rows}x{columns} patches, {} tokens, {:.3} s a step",
                         visual.num_tokens, visual.seconds_per_grid
@@ -130,6 +130,13 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
         if let Some(out) = &args.out {
             let _ = writeln!(text, "  contact sheet: `{}`", out.display());
         }
+    }
+    for heard in &encoded.heard {
+        let _ = writeln!(
+            text,
+            "sound of {:.2} s: {} windows, {} tokens",
+            heard.seconds, heard.num_windows, heard.num_tokens
+        );
     }
     let _ = writeln!(
         text,

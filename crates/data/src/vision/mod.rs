@@ -6,6 +6,7 @@
 //! are dropped without it.
 
 mod budget;
+mod ego;
 mod fields;
 mod patches;
 mod pictures;
@@ -24,6 +25,8 @@ use crate::error::{DataError, RecordError};
 use crate::options::EncodeOptions;
 use crate::record::Sample;
 use budget::{ClipBudget, MAX_RATIO};
+use ego::Ego;
+pub(crate) use ego::{Speech, add_marks};
 use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
 pub use settings::ImageBackend;
@@ -43,6 +46,8 @@ pub(crate) enum Vision {
     Pictures(Pictures),
     /// Patches at native resolution.
     Patches(Patches),
+    /// Pictures the same way, clips averaged, and sound.
+    Ego(Ego),
 }
 
 /// One image or clip of a record before it is decoded.
@@ -98,6 +103,10 @@ impl Vision {
                 own.image.values = own.image.values.with_backend(backend);
                 Self::Patches(own)
             }
+            Self::Ego(mut own) => {
+                own.pictures.settings = own.pictures.settings.with_backend(backend);
+                Self::Ego(own)
+            }
         }
     }
 
@@ -106,6 +115,8 @@ impl Vision {
         match (self, kind) {
             (Self::Pictures(own), VisualKind::Image) => Some(&own.token),
             (Self::Patches(own), VisualKind::Image) => Some(&own.token),
+            (Self::Ego(own), VisualKind::Image | VisualKind::Video) => Some(&own.pictures.token),
+            (Self::Ego(own), VisualKind::Audio) => own.speech.as_ref().map(|speech| &speech.token),
             (Self::Patches(Patches { clips: ClipStyle::Whole(clips), .. }), VisualKind::Video) => Some(&clips.token),
             _ => None,
         }
@@ -115,14 +126,22 @@ impl Vision {
     pub fn in_text(&self, kind: VisualKind) -> String {
         let token = self.placeholder(kind).map_or("", |token| token.text.as_str());
         match self {
-            Self::Pictures(_) => token.to_owned(),
+            Self::Pictures(_) | Self::Ego(_) => token.to_owned(),
             Self::Patches(Patches { around: (start, end), .. }) => format!("{start}{token}{end}"),
         }
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
     pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_))
+        matches!(self, Self::Pictures(_) | Self::Ego(_))
+    }
+
+    /// What becomes of sound, where the family hears.
+    pub fn speech(&self) -> Option<&Speech> {
+        match self {
+            Self::Ego(own) => own.speech.as_ref(),
+            Self::Pictures(_) | Self::Patches(_) => None,
+        }
     }
 
     /// Frames of a clip that belong together: a number of frames is lowered by so many at a time.
@@ -137,7 +156,10 @@ impl Vision {
     pub fn tokens_per_image(&self) -> Option<usize> {
         match self {
             Self::Pictures(own) => own.settings.fixed_size().map(|(height, width)| own.count(height, width)),
-            Self::Patches(_) => None,
+            Self::Ego(own) if own.no_stills.is_none() => {
+                own.pictures.settings.fixed_size().map(|(height, width)| own.count_still(height, width))
+            }
+            Self::Patches(_) | Self::Ego(_) => None,
         }
     }
 
@@ -149,7 +171,30 @@ impl Vision {
         let mut layout = Layout { targets: vec![Target::Own; clips.len()], ..Layout::default() };
         for place in clips.places() {
             let first = layout.visuals.len();
+            if let Some(sound) = place.clip.sound() {
+                let Some(speech) = self.speech() else {
+                    return Err(RecordError::new(
+                        "no_speech_side",
+                        &sample.origin,
+                        Some(&sample.id),
+                        "the record has sound, and the checkpoint takes none",
+                    )
+                    .hint("use a checkpoint with a speech encoder, or remove the sound from the record")
+                    .into());
+                };
+                let num_windows = sound
+                    .num_windows(speech.mel.window_samples(), &options.limits)
+                    .map_err(|error| DataError::media(sample, error))?;
+                let visual = speech.visual(num_windows);
+                let slots = vec![visual.num_tokens];
+                layout.visuals.push(Planned { visual, size: (0, 0), text: None, slots });
+                layout.of_reference.push(first..layout.visuals.len());
+                continue;
+            }
             match self {
+                Self::Ego(own) if place.is_clip => {
+                    layout.visuals.push(own.plan_clip(&place, sample, options)?);
+                }
                 Self::Patches(own) if own.takes_whole(&place) => {
                     let (planned, target) = own.plan_clip(&place, sample, options)?;
                     layout.targets[place.number] = target;
@@ -182,6 +227,11 @@ impl Vision {
                 };
                 ((height, width), own.grid(height, width), own.count(height, width))
             }
+            Self::Ego(own) => {
+                own.check_still(place, sample)?;
+                let (height, width) = own.size_of(place, frame, sample, options)?;
+                ((height, width), own.pictures.grid(height, width), own.count_still(height, width))
+            }
             Self::Patches(own) => {
                 let (height, width) = source()?;
                 let (height, width) =
@@ -199,6 +249,7 @@ impl Vision {
         let own_size = (image.height as usize, image.width as usize);
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape(image),
+            (Self::Ego(own), _) => own.pictures.settings.shape(image),
             // A medium without a size was refused when it was planned.
             (Self::Patches(own), Target::Own) => match own.image_size(own_size.0, own_size.1) {
                 Ok(size) => own.image.scaled(image, size),
@@ -215,6 +266,7 @@ impl Vision {
     pub fn shape_key(&self, target: Target) -> String {
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape_key(),
+            (Self::Ego(own), _) => own.pictures.settings.shape_key(),
             (Self::Patches(own), Target::Own) => {
                 let Patches { image, patch, merge, .. } = own;
                 format!("{:?} {:?}, native, {:?} by {}", image.backend, image.filter, image.budget, patch * merge)
@@ -231,7 +283,7 @@ impl Vision {
     /// Shape of a row of values, where the pictures of a record have one.
     pub fn row_shape(&self, (height, width): (usize, usize)) -> Vec<usize> {
         match self {
-            Self::Pictures(_) => vec![3, height, width],
+            Self::Pictures(_) | Self::Ego(_) => vec![3, height, width],
             Self::Patches(own) => vec![own.row_len()],
         }
     }
@@ -240,6 +292,7 @@ impl Vision {
     pub fn write_values(&self, visuals: &[Visual], pictures: &[RgbImage], values: &mut Vec<f32>) {
         match self {
             Self::Pictures(own) => own.write(pictures, values),
+            Self::Ego(own) => own.pictures.write(pictures, values),
             Self::Patches(own) => own.write(visuals, pictures, values),
         }
     }
@@ -248,6 +301,7 @@ impl Vision {
     pub fn undo(&self, encoded: &Encoded) -> Vec<RgbImage> {
         match (self, encoded.pixel_shape.as_slice()) {
             (Self::Pictures(own), &[_, height, width]) => own.undo(&encoded.pixels, height, width),
+            (Self::Ego(own), &[_, height, width]) => own.pictures.undo(&encoded.pixels, height, width),
             (Self::Patches(own), &[_]) => own.undo(&encoded.visuals, &encoded.pixels),
             _ => Vec::new(),
         }

@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::pictures::Pictures;
 use super::settings::{ImageBackend, ImageSettings, image_class};
-use super::{Placeholder, Vision, qwen};
+use super::{Placeholder, Vision, ego, qwen};
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
 use crate::tokenizer::{Tokenizer, read_optional};
@@ -30,6 +30,9 @@ impl Vision {
     /// # Errors
     /// A class or setting that is not supported, by name.
     pub fn read(files: &Files<'_>) -> Result<(Option<Self>, VideoDefaults), DataError> {
+        if let Some((vision, defaults)) = ego::read(files)? {
+            return Ok((Some(vision), defaults));
+        }
         let path = files.dir.join("preprocessor_config.json");
         // Nested in `processor_config.json`, else `preprocessor_config.json`.
         let (config, path) = match &files.processor["image_processor"] {
@@ -114,7 +117,7 @@ fn pictures(files: &Files<'_>, settings: ImageSettings) -> Result<Pictures, Data
 }
 
 /// Frame settings of a checkpoint's video processor file.
-fn video_defaults(files: &Files<'_>) -> Result<VideoDefaults, DataError> {
+pub(super) fn video_defaults(files: &Files<'_>) -> Result<VideoDefaults, DataError> {
     let config = match &files.processor["video_processor"] {
         Value::Null => read_optional(&files.dir.join("video_preprocessor_config.json"))?,
         nested => nested.clone(),

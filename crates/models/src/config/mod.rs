@@ -1,15 +1,18 @@
 //! Model configurations read from Hugging Face `config.json` files. Every field is read, known to be inert, or refused
 //! by name; absent fields take the defaults of the reference class.
 
+pub mod egogpt;
 pub mod fields;
 pub mod native;
 pub mod qwen_vl;
 pub mod rope;
+pub mod speech;
 pub mod text;
 pub mod vision;
 
 use crate::error::{ModelError, Result};
 use crate::seq2seq::config::Seq2SeqConfig;
+pub use egogpt::EgoGptConfig;
 use fields::Fields;
 use native::NativeFamily;
 pub use qwen_vl::QwenVlConfig;
@@ -59,6 +62,8 @@ pub enum VisionKind {
     Llava(LlavaConfig),
     /// Pictures of any size (`qwen2_vl`, `qwen2_5_vl`).
     QwenVl(QwenVlConfig),
+    /// Pictures of one size, averaged clips and sound (`egogpt_qwen`).
+    EgoGpt(Box<EgoGptConfig>),
 }
 
 /// A whole model's configuration.
@@ -92,7 +97,7 @@ pub struct CausalConfig {
 
 /// The families that can be loaded, by `model_type`.
 pub const FAMILIES: &[&str] =
-    &["llava", "qwen2_vl", "qwen2_5_vl", "llama", "mistral", "phi3", "qwen2", "qwen3", "m2m_100"];
+    &["llava", "qwen2_vl", "qwen2_5_vl", "egogpt_qwen", "llama", "mistral", "phi3", "qwen2", "qwen3", "m2m_100"];
 
 impl ModelConfig {
     /// Reads `config.json` of a checkpoint folder.
@@ -110,6 +115,7 @@ impl ModelConfig {
             "llava" => ModelConfig::read_llava(place, &raw),
             "qwen2_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen2Vl),
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
+            "egogpt_qwen" => egogpt::read(place, &raw),
             "m2m_100" => {
                 let config = Seq2SeqConfig::read(place, &raw)?;
                 Ok(ModelConfig { model_type, family: FamilyConfig::Seq2Seq(config), raw })
@@ -149,6 +155,19 @@ impl ModelConfig {
         self.causal().and_then(|config| config.vision.as_ref())
     }
 
+    /// Whether files name the decoder as if it were alone.
+    pub fn has_plain_names(&self) -> bool {
+        matches!(self.vision(), None | Some(VisionKind::EgoGpt(_)))
+    }
+
+    /// EgoGPT's sides.
+    pub fn egogpt(&self) -> Option<&EgoGptConfig> {
+        match self.vision() {
+            Some(VisionKind::EgoGpt(ego)) => Some(ego),
+            _ => None,
+        }
+    }
+
     /// The vision side of a LLaVA whose pictures have one size.
     pub fn llava(&self) -> Option<&LlavaConfig> {
         match self.vision() {
@@ -163,6 +182,7 @@ impl ModelConfig {
             None => Vec::new(),
             Some(VisionKind::Llava(llava)) => vec![llava.image_token_id],
             Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
+            Some(VisionKind::EgoGpt(ego)) => ego.image_token_id.into_iter().chain(ego.speech_token_id).collect(),
         }
     }
 
@@ -318,7 +338,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, llama, mistral, phi3, qwen2, qwen3, m2m_100",
+            "`config.json`: model_type `blip` is not known; known are llava, qwen2_vl, qwen2_5_vl, egogpt_qwen, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

@@ -90,7 +90,7 @@ impl Model {
         let is_old = !dir.join(WEIGHTS_FILE).exists() && dir.join(PICKLE_FILE).exists();
         let weights_path = dir.join(if is_old { PICKLE_FILE } else { WEIGHTS_FILE });
         let fail = |message: String| ModelError::Weights { path: weights_path.clone(), message };
-        let file = AdapterFile::read(&weights_path, self.config.vision().is_none())?;
+        let file = AdapterFile::read(&weights_path, self.config.has_plain_names())?;
         let AdapterFile { mut matrices, mut whole } = file;
         let (mut params, mut adapted) = (Vec::new(), Vec::new());
         for linear in self.linears_mut() {

@@ -6,7 +6,7 @@ use super::vit::VisionTower;
 use crate::config::{FeatureSelect, LlavaConfig};
 use crate::error::Result;
 use crate::linear::Linear;
-use crate::names::PROJECTOR_PREFIX;
+use crate::names::{PROJECTOR_PREFIX, VISION_PREFIX};
 use crate::weights::{Builder, Part};
 use tensor::{DType, Tape, Tensor, Var, profile};
 
@@ -29,7 +29,7 @@ impl LlavaSide {
     /// Builds tower and projector in front of a decoder of width `hidden`.
     pub(crate) fn build(b: &mut Builder<'_>, llava: &LlavaConfig, hidden: usize) -> Result<LlavaSide> {
         let depth = llava.feature_layers.iter().copied().max().unwrap_or(0);
-        let tower = VisionTower::build(b, &llava.vision, depth)?;
+        let tower = VisionTower::build(b, VISION_PREFIX, &llava.vision, depth)?;
         let (width, bias) = (llava.vision.hidden_size * llava.feature_layers.len(), llava.projector_bias);
         let projector = Projector {
             linear_1: Linear::build(b, &format!("{PROJECTOR_PREFIX}linear_1"), width, hidden, bias, Part::Projector)?,

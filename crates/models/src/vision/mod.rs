@@ -1,6 +1,7 @@
 //! The parts that stand in front of a decoder and make rows of pictures. Owns what the families have in common: which of them
 //! a model has, and what it can be asked for.
 
+pub mod egogpt;
 pub mod llava;
 pub mod native;
 pub mod vit;
@@ -10,7 +11,9 @@ use crate::decoder::OwnedPositions;
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::model::{ModelInput, Visual};
+use crate::speech::SpeechSide;
 use crate::weights::Builder;
+use egogpt::EgoGptSide;
 use llava::LlavaSide;
 use native::NativeTower;
 use tensor::{Tape, Tensor, Var, profile};
@@ -21,6 +24,8 @@ pub enum VisionSide {
     Llava(LlavaSide),
     /// Patches of pictures of any size, a merger, and positions of three numbers.
     Native(NativeTower, QwenVlConfig),
+    /// Pictures of one size through SigLIP, clips averaged, and sound.
+    EgoGpt(EgoGptSide),
 }
 
 impl VisionSide {
@@ -33,6 +38,9 @@ impl VisionSide {
             }
             Some(VisionKind::QwenVl(qwen)) => {
                 Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
+            }
+            Some(VisionKind::EgoGpt(ego)) => {
+                Some(VisionSide::EgoGpt(EgoGptSide::build(b, ego, config.text.hidden_size)?))
             }
         })
     }
@@ -47,6 +55,7 @@ impl VisionSide {
                 drop(span);
                 tower.merge(t, states)
             }
+            VisionSide::EgoGpt(side) => side.features(t, pixels, visuals, recompute),
         }
     }
 
@@ -57,13 +66,29 @@ impl VisionSide {
             VisionSide::Native(..) => Err(ModelError::Input(
                 "the states of this tower cannot be kept: its pictures have no common size".to_owned(),
             )),
+            VisionSide::EgoGpt(_) => Err(ModelError::Input(
+                "the states of this tower cannot be kept: clips are averaged behind the projector".to_owned(),
+            )),
         }
+    }
+
+    /// The side that hears, where the model has one.
+    pub(crate) fn speech(&self) -> Option<&SpeechSide> {
+        match self {
+            VisionSide::EgoGpt(side) => side.speech.as_ref(),
+            VisionSide::Llava(_) | VisionSide::Native(..) => None,
+        }
+    }
+
+    /// Whether placeholders stand in the vocabulary. Where they do not, any number may stand in their rows.
+    pub(crate) fn has_placeholder_words(&self) -> bool {
+        !matches!(self, VisionSide::EgoGpt(_))
     }
 
     /// The positions of all tokens.
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
         match self {
-            VisionSide::Llava(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Llava(_) | VisionSide::EgoGpt(_) => Ok(OwnedPositions::One(input.positions.clone())),
             VisionSide::Native(_, config) => crate::mrope::positions(input, config).map(OwnedPositions::Three),
         }
     }
@@ -73,6 +98,7 @@ impl VisionSide {
         match self {
             VisionSide::Llava(side) => side.linears_mut(),
             VisionSide::Native(tower, _) => tower.linears_mut(),
+            VisionSide::EgoGpt(side) => side.linears_mut(),
         }
     }
 }

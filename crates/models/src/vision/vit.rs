@@ -6,7 +6,6 @@
 use crate::config::vision::VisionConfig;
 use crate::error::{ModelError, Result};
 use crate::linear::{INIT_STD, Linear, Norm};
-use crate::names::VISION_PREFIX;
 use crate::weights::{Builder, Init, Part};
 use std::sync::Arc;
 use tensor::{Activation, AttentionSpec, DType, Mask, Param, Tape, Tensor, Var, memory};
@@ -85,10 +84,10 @@ pub struct VisionTower {
 
 impl VisionTower {
     /// Builds the tower under its canonical prefix, with the first `depth` blocks reachable.
-    pub fn build(b: &mut Builder<'_>, config: &VisionConfig, depth: usize) -> Result<VisionTower> {
+    pub fn build(b: &mut Builder<'_>, prefix: &str, config: &VisionConfig, depth: usize) -> Result<VisionTower> {
         let c = config.clone();
         let (h, part) = (c.hidden_size, Part::Vision);
-        let emb = format!("{VISION_PREFIX}embeddings");
+        let emb = format!("{prefix}embeddings");
         let class_embedding = match c.class_token {
             true => {
                 Some(b.weight_as(&format!("{emb}.class_embedding"), &[h], &[1, h], Init::Normal(INIT_STD), part)?)
@@ -107,24 +106,24 @@ impl VisionTower {
         )?;
         let pre_norm = match c.pre_norm {
             true => {
-                let norm = Norm::layer(b, &format!("{VISION_PREFIX}pre_layrnorm"), h, c.layer_norm_eps, part)?;
+                let norm = Norm::layer(b, &format!("{prefix}pre_layrnorm"), h, c.layer_norm_eps, part)?;
                 Some(norm.within_residual())
             }
             false => None,
         };
         let mut layers = Vec::new();
         for i in 0..c.num_layers {
-            let path = format!("{VISION_PREFIX}encoder.layers.{i}");
+            let path = format!("{prefix}encoder.layers.{i}");
             let layer = match i < depth {
                 true => Some(VisionLayer::build(b, &path, &c)?),
                 false => b.unreached(&path, "layer_norm1.weight", |b| VisionLayer::build(b, &path, &c))?,
             };
             layers.extend(layer.map(Arc::new));
         }
-        let norm = format!("{VISION_PREFIX}post_layernorm");
+        let norm = format!("{prefix}post_layernorm");
         b.unreached(&norm, "weight", |b| Norm::layer(b, &norm, h, c.layer_norm_eps, part))?;
         let head = match c.pooling_head {
-            true => b.unreached(&format!("{VISION_PREFIX}head"), "probe", |b| pooling_head(b, &c))?,
+            true => b.unreached(&format!("{prefix}head"), "probe", |b| pooling_head(b, prefix, &c))?,
             false => None,
         };
         Ok(VisionTower {
@@ -216,9 +215,9 @@ impl VisionTower {
 }
 
 /// The weights of `SiglipMultiheadAttentionPoolingHead`; returns its projections.
-fn pooling_head(b: &mut Builder<'_>, c: &VisionConfig) -> Result<Vec<Linear>> {
+fn pooling_head(b: &mut Builder<'_>, prefix: &str, c: &VisionConfig) -> Result<Vec<Linear>> {
     let (h, inner, part) = (c.hidden_size, c.intermediate_size, Part::Vision);
-    let head = format!("{VISION_PREFIX}head");
+    let head = format!("{prefix}head");
     b.weight(&format!("{head}.probe"), &[1, 1, h], Init::Normal(INIT_STD), part)?;
     b.weight(&format!("{head}.attention.in_proj_weight"), &[3 * h, h], Init::Normal(INIT_STD), part)?;
     b.weight(&format!("{head}.attention.in_proj_bias"), &[3 * h], Init::Constant(0.0), part)?;

@@ -25,6 +25,11 @@ fn bound(config: &ModelConfig) -> f64 {
         Some(VisionKind::Llava(llava)) => 2 + 11 * llava.feature_layers.iter().copied().max().unwrap_or(0) + 5,
         // Behind the blocks a norm, and two weights and two activations of the merger.
         Some(VisionKind::QwenVl(qwen)) => 2 + 11 * qwen.vision.num_layers + 5,
+        // Two rounds a map of the projector; of the speech encoder two rounds more a convolution, its last norm and two maps.
+        Some(VisionKind::EgoGpt(ego)) => {
+            let speech = ego.speech.as_ref().map_or(0, |speech| 6 + 11 * speech.encoder.num_layers + 5);
+            (2 + 11 * (ego.vision.num_layers - 1) + 1 + 2 * ego.projector_depth).max(speech)
+        }
     };
     let roundings = tower + 11 * config.causal().unwrap().text.num_layers + 2;
     2.0 * ROUNDING * (roundings as f64).sqrt()

@@ -117,7 +117,9 @@ fn a_checkpoint_of_torch_is_the_same() {
 
 #[test]
 fn the_spelling_inside_recent_transformers_is_read_as_well() {
-    for fixture in fixtures().into_iter().filter(|f| !f.name().starts_with("text_")) {
+    // No class of transformers has EgoGPT's names.
+    let is_named = |f: &Fixture| !f.name().starts_with("text_") && !f.name().starts_with("egogpt_");
+    for fixture in fixtures().into_iter().filter(is_named) {
         let dir = tempfile::tempdir().unwrap();
         rewrite(&fixture.dir, dir.path(), |name| {
             let name = names::canonical_tensor(name, false).replace("vision_tower.vision_model.", "vision_tower.");

@@ -50,6 +50,7 @@ const QWEN_SERIES: &str = "Qwen-VL-Series-Finetune";
 const NEXT: &str = "LLaVA-NeXT";
 const LMMS: &str = "lmms-engine";
 const LLAVA: &str = "LLaVA";
+const EGO: &str = "EgoGPT";
 const EGO4D: &str = "Ego4D trainer";
 
 /// Every foreign name that the plan answers to.
@@ -116,6 +117,8 @@ pub(crate) const ALIASES: &[Alias] = {
         alias("vision_lr", Same("method.learning_rates.vision"), QWEN_SERIES),
         alias("vision_tower_lr", Same("method.learning_rates.vision"), QWEN),
         alias("mm_vision_tower_lr", Same("method.learning_rates.vision"), NEXT),
+        alias("mm_speech_encoder_lr", Same("method.learning_rates.speech"), EGO),
+        alias("speech_projector_lr", Same("method.learning_rates.speech_projector"), EGO),
         alias("aligner_lr", Same("method.learning_rates.projector"), SWIFT),
         alias("merger_lr", Same("method.learning_rates.projector"), QWEN_SERIES),
         alias("mm_projector_lr", Same("method.learning_rates.projector"), QWEN),
@@ -188,7 +191,7 @@ pub(crate) const ALIASES: &[Alias] = {
             Refused("not built yet; put the records to hold out into a file and name it in `data.eval`"),
             FACTORY,
         ),
-        alias("audio_folder", Refused("sound is not built yet"), EGO4D),
+        alias("audio_folder", Refused("name sound relative to `media_dir` of the dataset, or by whole paths"), EGO4D),
         alias("hf_dataset_name", Refused("not built yet; download it and write `data.train: [{path: FILE}]`"), EGO4D),
         alias(
             "hf_dataset_config",

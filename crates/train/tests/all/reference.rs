@@ -95,7 +95,7 @@ fn weight_decay_groups_are_those_of_the_reference() {
         // The tensor of the model, or what stands for a matrix of an adapter.
         let named = |name: &str| {
             let inner = name.strip_prefix("base_model.model.").unwrap_or(name);
-            let canonical = models::names::canonical_tensor(inner, model.config().vision().is_none());
+            let canonical = models::names::canonical_tensor(inner, model.config().has_plain_names());
             let found = params.iter().find(|p| p.name == canonical).cloned();
             found.unwrap_or_else(|| {
                 assert!(name.contains(".lora_"), "{name}");
