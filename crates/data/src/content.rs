@@ -16,7 +16,7 @@ impl Processor {
     /// The dialogue as the template takes it.
     pub(crate) fn messages(&self, sample: &Sample, layout: &Layout) -> Result<Value, DataError> {
         let in_text = |kind| self.vision.as_ref().map_or_else(String::new, |vision| vision.in_text(kind));
-        let has_newline = self.vision.as_ref().is_none_or(Vision::has_newline_after);
+        let has_newline = self.vision.as_ref().is_none_or(|vision| vision.has_newline_after(sample.format));
         let mut media = 0;
         let mut messages = Vec::with_capacity(sample.conversation.len());
         for turn in &sample.conversation {

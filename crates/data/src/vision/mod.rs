@@ -23,7 +23,7 @@ use crate::batch::{Encoded, Visual, VisualKind};
 use crate::clips::{Clips, Place, name_of};
 use crate::error::{DataError, RecordError};
 use crate::options::EncodeOptions;
-use crate::record::Sample;
+use crate::record::{Format, Sample};
 use budget::{ClipBudget, MAX_RATIO};
 use ego::Ego;
 pub(crate) use ego::{Speech, add_marks};
@@ -132,8 +132,13 @@ impl Vision {
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
-    pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_) | Self::Ego(_))
+    pub fn has_newline_after(&self, format: Format) -> bool {
+        match self {
+            Self::Pictures(_) => true,
+            // Its published code takes texts with placeholders as they are.
+            Self::Ego(_) => format != Format::Llava,
+            Self::Patches(_) => false,
+        }
     }
 
     /// What becomes of sound, where the family hears.
