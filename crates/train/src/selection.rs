@@ -306,11 +306,13 @@ impl<'a> Pattern<'a> {
 
 fn no_such_name(key: &str, name: &str, params: &[NamedParam]) -> TrainError {
     let example = params.first().map(|p| p.name.as_str()).unwrap_or_default();
+    let parts = match params.iter().any(|p| p.part == Part::Speech) {
+        true => "`vision`, `projector`, `speech`, `speech_projector` and `llm`",
+        false => "`vision`, `projector` and `llm`",
+    };
     TrainError::mismatch(
         format!("`{name}` in `{key}` names no part, module or tensor of the model"),
-        format!(
-            "parts are `vision`, `projector` and `llm` (`speech` and `speech_projector` where the model hears); tensor names look like `{example}`"
-        ),
+        format!("parts are {parts}; tensor names look like `{example}`"),
     )
 }
 

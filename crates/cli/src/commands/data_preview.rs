@@ -80,6 +80,11 @@ fn facts(encoded: &Encoded) -> Value {
             })
         })
         .collect();
+    let heard: Vec<_> = encoded
+        .heard
+        .iter()
+        .map(|heard| json!({"seconds": heard.seconds, "windows": heard.num_windows, "tokens": heard.num_tokens}))
+        .collect();
     json!({
         "id": encoded.id,
         "text": encoded.text,
@@ -90,6 +95,7 @@ fn facts(encoded: &Encoded) -> Value {
         "pixel_shape": encoded.pixel_shape,
         "frames": frames,
         "visuals": visuals,
+        "heard": heard,
         "ids": encoded.ids,
         "labels": encoded.labels,
         "target": encoded.target,

@@ -1,6 +1,6 @@
 //! Owns [`Sound`]: a file's sound as a record names it, its length known before it is decoded. It refuses to make features.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use media::{AUDIO_RATE, AudioIndex, AudioTrack, Limits, MediaError};
 use parking_lot::Mutex;
@@ -20,7 +20,7 @@ pub(crate) struct Sound {
 
 impl Sound {
     /// Reads the packets of a file's sound.
-    pub fn open(path: &PathBuf, range: (Option<f64>, Option<f64>), limits: &Limits) -> Result<Self, MediaError> {
+    pub fn open(path: &Path, range: (Option<f64>, Option<f64>), limits: &Limits) -> Result<Self, MediaError> {
         Ok(Self { index: media::index_audio(path, limits)?, range, track: Mutex::default() })
     }
 

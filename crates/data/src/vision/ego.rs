@@ -107,7 +107,8 @@ pub(super) fn read(files: &Files<'_>) -> Result<Option<(Vision, VideoDefaults)>,
 
 /// Sizes of the speech side: those of `speech_config`, in either spelling, else those of the encoder that is named.
 fn speech(files: &Files<'_>, token: Placeholder) -> Result<Speech, DataError> {
-    let own = &files.config["speech_config"];
+    let places = ["speech_config", "audio_config", "speech_encoder_config"];
+    let own = places.iter().map(|key| &files.config[*key]).find(|own| own.is_object()).unwrap_or(&Value::Null);
     let number = |keys: [&str; 2]| keys.iter().find_map(|key| own[*key].as_u64()).map(|n| n as usize);
     let name = files.config["speech_encoder"].as_str().unwrap_or_default();
     let file = name.rsplit(['/', '\\']).next().unwrap_or(name);

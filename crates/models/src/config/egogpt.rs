@@ -110,7 +110,7 @@ const REFUSED: [&str; 6] = [
 ];
 
 /// Fields that are read here; everything else belongs to the decoder.
-const OWN: [&str; 18] = [
+const OWN: [&str; 20] = [
     "model_type",
     "architectures",
     "vision_config",
@@ -129,7 +129,12 @@ const OWN: [&str; 18] = [
     "speech_projector_hidden_size",
     "image_token_index",
     "speech_token_index",
+    "audio_config",
+    "speech_encoder_config",
 ];
+
+/// Where a checkpoint may say the sizes of its speech encoder.
+const SPEECH_SIZES: [&str; 3] = ["speech_config", "audio_config", "speech_encoder_config"];
 
 /// Reads the configuration of a whole checkpoint.
 pub(super) fn read(place: &str, raw: &Value) -> Result<ModelConfig> {
@@ -168,11 +173,9 @@ pub(super) fn read(place: &str, raw: &Value) -> Result<ModelConfig> {
         }
         Some(_) => Some(speech(&f)?),
     };
-    let token = |name: &str| -> Result<Option<u32>> {
-        // The original code's own are negative: they stand in no vocabulary.
-        Ok(f.raw(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok()))
-    };
-    let (image_token_id, speech_token_id) = (token("image_token_index")?, token("speech_token_index")?);
+    // The original code's own are negative: they stand in no vocabulary.
+    let token = |name: &str| f.raw(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+    let (image_token_id, speech_token_id) = (token("image_token_index"), token("speech_token_index"));
     OWN.iter().for_each(|name| _ = f.raw(name));
     f.finish()?;
     let ego = EgoGptConfig {
@@ -266,8 +269,9 @@ fn speech(f: &Fields<'_>) -> Result<SpeechSettings> {
     if projector != "linear" {
         return Err(f.error("speech_projector_type", format!("expected `linear`, found `{projector}`")));
     }
-    let encoder = match f.raw("speech_config") {
-        Some(own) => SpeechConfig::read(&format!("{}/speech_config", f.place()), own)?,
+    let own = SPEECH_SIZES.into_iter().find_map(|key| Some((key, f.raw(key).filter(|value| value.is_object())?)));
+    let encoder = match own {
+        Some((key, own)) => SpeechConfig::read(&format!("{}/{key}", f.place()), own)?,
         None => SpeechConfig::by_name(&name).ok_or_else(|| {
             f.error("speech_encoder", format!("the sizes of `{name}` are not known; write them into `speech_config`"))
         })?,

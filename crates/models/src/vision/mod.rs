@@ -25,7 +25,7 @@ pub enum VisionSide {
     /// Patches of pictures of any size, a merger, and positions of three numbers.
     Native(NativeTower, QwenVlConfig),
     /// Pictures of one size through SigLIP, clips averaged, and sound.
-    EgoGpt(EgoGptSide),
+    EgoGpt(Box<EgoGptSide>),
 }
 
 impl VisionSide {
@@ -40,7 +40,7 @@ impl VisionSide {
                 Some(VisionSide::Native(NativeTower::build(b, &qwen.vision)?, qwen.clone()))
             }
             Some(VisionKind::EgoGpt(ego)) => {
-                Some(VisionSide::EgoGpt(EgoGptSide::build(b, ego, config.text.hidden_size)?))
+                Some(VisionSide::EgoGpt(Box::new(EgoGptSide::build(b, ego, config.text.hidden_size)?)))
             }
         })
     }
