@@ -180,6 +180,11 @@ fn what_does_not_fit_is_refused_by_name() {
     assert!(error.contains("no audio track"), "{error}");
     let error = encode(&heard(sound("missing.wav")));
     assert!(error.contains("no such file"), "{error}");
+    let listed = read(
+        &json!({"video": ["data/images/0.png", "data/images/1.png"], "conversations": dialogue("<speech><video>?")}),
+    );
+    let error = encode(&listed.unwrap());
+    assert!(error.contains("a list of frames has no sound"), "{error}");
     // A placeholder in the words is no sound.
     let error = encode(&question(vec![Part::Text("What is `<speech>`?".into())]));
     assert!(error.contains("write `<speech>` nowhere but where a piece of sound stands"), "{error}");
@@ -206,4 +211,21 @@ fn still_pictures_are_refused_where_they_would_be_cut_into_tiles() {
     // Clips are never cut.
     let clip = question(vec![Part::Media(MediaRef::video(sound("clip_aac.mp4")))]);
     assert_eq!(tiled.encode(&clip, &options()).unwrap().image_rows.len(), 2 * 4 + 1);
+}
+
+#[test]
+fn sound_has_a_folder_of_its_own_where_one_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.json");
+    let dialogue = json!([{"from": "human", "value": "<speech><video>?"}, {"from": "gpt", "value": "yes"}]);
+    std::fs::write(&path, json!([{"audio": "a.mp3", "video": "v.mp4", "conversations": dialogue}]).to_string())
+        .unwrap();
+    let set = open_dataset(&path, Format::Auto, Some(Path::new("/videos"))).unwrap();
+    let sources = |set: &data::Dataset| -> Vec<MediaSource> {
+        set.get(0).unwrap().media().map(|medium| medium.source.clone()).collect()
+    };
+    let expected = |audio: &str| [MediaSource::Path(audio.into()), MediaSource::Path("/videos/v.mp4".into())];
+    assert_eq!(sources(&set), expected("/videos/a.mp3"));
+    let set = set.with_audio_dir(Some(Path::new("/sounds")));
+    assert_eq!(sources(&set), expected("/sounds/a.mp3"));
 }

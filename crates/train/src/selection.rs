@@ -220,10 +220,14 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
                 let found: Vec<String> =
                     params.iter().filter(|p| pattern.matches(p) && p.reached).filter_map(module_of).collect();
                 // PEFT trains and saves modules, never a tensor of one without the others.
-                let other = params.iter().find(|p| {
-                    p.reached && !pattern.matches(p) && module_of(p).is_some_and(|module| found.contains(&module))
-                });
-                if let (Some(other), Some(module)) = (other, other.and_then(module_of)) {
+                let holder = |p: &NamedParam| {
+                    let name = in_memory(&p.name);
+                    let holds =
+                        |module: &&String| name.strip_prefix(module.as_str()).is_some_and(|rest| rest.starts_with('.'));
+                    found.iter().find(holds).cloned()
+                };
+                let other = params.iter().find(|p| p.reached && !pattern.matches(p) && holder(p).is_some());
+                if let (Some(other), Some(module)) = (other, other.and_then(holder)) {
                     return Err(TrainError::mismatch(
                         format!(
                             "`{name}` in `method.also_train` names a part of the module `{module}`, without its `{}`",

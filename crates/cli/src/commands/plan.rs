@@ -122,12 +122,14 @@ fn blocks_line(blocks: &[BlockMemory]) -> String {
 
 /// Tensors and parameters by part, one line each.
 pub fn part_table(parts: &[PartCount]) -> String {
-    let mut text = format!("{:<10} {:>14} {:>14} {:>9}  learning rate\n", "part", "parameters", "trainable", "tensors");
+    let width = parts.iter().map(|part| part.part.len()).max().unwrap_or(0).max(10);
+    let mut text =
+        format!("{:<width$} {:>14} {:>14} {:>9}  learning rate\n", "part", "parameters", "trainable", "tensors");
     for part in parts {
         let rate = part.learning_rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2e}"));
         let _ = writeln!(
             text,
-            "{:<10} {:>14} {:>14} {:>9}  {rate}",
+            "{:<width$} {:>14} {:>14} {:>9}  {rate}",
             part.part, part.parameters, part.trainable_parameters, part.trainable_tensors
         );
     }

@@ -105,6 +105,23 @@ fn lora_with_the_projector_of_speech_is_trained_saved_and_asked() {
 }
 
 #[test]
+fn a_tensor_outside_of_every_module_is_no_module() {
+    let dir = tempfile::tempdir().unwrap();
+    let plan = dir.path().join("plan.yaml");
+    let text = format!(
+        "model: {{path: {}}}\nmethod: {{kind: lora, lora: {{r: 2, target_modules: [q_proj]}}, also_train: [model.image_newline]}}\n\
+         data: {{train: [{{path: {}, media_dir: {}}}], num_frames: 2}}\ntrain: {{output_dir: {}, max_steps: 1}}\n",
+        model("egogpt_chat"),
+        text_of(&fixture("models/egogpt_chat/records.json")),
+        text_of(&fixture("")),
+        dir.path().join("run").display()
+    );
+    std::fs::write(&plan, text).unwrap();
+    let run = line("plan", &[&text_of(&plan)]).expect(2);
+    assert!(run.stderr.contains("names a part of the module `model`, without its"), "{}", run.stderr);
+}
+
+#[test]
 fn a_whole_model_is_trained_saved_and_scored() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("run");

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use super::choice::usual_rate;
 use super::{Sound, VideoDefaults};
 use crate::cache::{Content, FrameCache, Shot, VideoFacts, Wanted};
+use crate::encode::record_error;
 use crate::error::DataError;
 use crate::options::EncodeOptions;
 use crate::record::{MediaKind, MediaRef, MediaSource, Sample};
@@ -242,6 +243,11 @@ pub(super) fn open(
     };
     let is_image = reference.kind == MediaKind::Image;
     let path = match &reference.source {
+        MediaSource::Files(_) if reference.kind == MediaKind::Audio => {
+            return Err(record_error(sample, "no_audio_track", "a list of frames has no sound")
+                .hint("name the sound in `audio`, or remove its placeholder")
+                .into());
+        }
         MediaSource::Files(files) => {
             return Ok(list(files.clone()));
         }

@@ -1,6 +1,8 @@
 //! Owns the fields by which records name media: paths, addresses, lists of frames, counts, rates, time ranges.
 //! It refuses to look at the files.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::{Context, Object, kind_of, list_keys};
@@ -120,11 +122,16 @@ pub(super) fn video(
 
 /// Sound, from a path or an address.
 pub(super) fn audio(context: &Context<'_>, field: &str, value: &Value) -> Result<MediaRef, RecordError> {
-    Ok(MediaRef::new(MediaKind::Audio, one_source(context, field, value)?))
+    Ok(MediaRef::new(MediaKind::Audio, source_in(context, context.audio_dir, field, value)?))
 }
 
 /// A path or address; an object `{"url": ...}` as OpenAI writes it.
 fn one_source(context: &Context<'_>, field: &str, value: &Value) -> Result<MediaSource, RecordError> {
+    source_in(context, context.media_dir, field, value)
+}
+
+/// The same with relative paths taken from a folder.
+fn source_in(context: &Context<'_>, dir: &Path, field: &str, value: &Value) -> Result<MediaSource, RecordError> {
     let text = match value {
         Value::String(text) => text,
         Value::Object(object) => match object.get("url") {
@@ -169,7 +176,7 @@ fn one_source(context: &Context<'_>, field: &str, value: &Value) -> Result<Media
             .error("bad_media", format!("`{field}` is `{text}`, and addresses with `{scheme}:` are not supported"))
             .hint("download the file and name it, or give an https address"))
     } else {
-        Ok(MediaSource::Path(context.resolve(text)))
+        Ok(MediaSource::Path(context.resolve(text, dir)))
     }
 }
 

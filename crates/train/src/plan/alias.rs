@@ -1,7 +1,7 @@
 //! Names that users of other tools know. Owns the table from their names to ours and what each one's value becomes; names
 //! with another meaning stand in it as well, with the reason why they are refused.
 
-use super::data_section::MEDIA_DIR;
+use super::data_section::{AUDIO_DIR, MEDIA_DIR};
 use super::field::join;
 use super::node::{Node, Place};
 use super::problem::Problem;
@@ -138,6 +138,7 @@ pub(crate) const ALIASES: &[Alias] = {
         // Data
         alias("data_path", Same("data.train"), EGO4D),
         alias("video_folder", Same(MEDIA_DIR), EGO4D),
+        alias("audio_folder", Same(AUDIO_DIR), EGO4D),
         alias("image_folder", Same(MEDIA_DIR), LLAVA),
         alias("dataset", Refused("write `data.train: [{path: FILE, media_dir: DIR}]`"), FACTORY),
         alias("eval_dataset", Refused("write `data.eval: [{path: FILE, media_dir: DIR}]`"), FACTORY),
@@ -191,7 +192,6 @@ pub(crate) const ALIASES: &[Alias] = {
             Refused("not built yet; put the records to hold out into a file and name it in `data.eval`"),
             FACTORY,
         ),
-        alias("audio_folder", Refused("name sound relative to `media_dir` of the dataset, or by whole paths"), EGO4D),
         alias("hf_dataset_name", Refused("not built yet; download it and write `data.train: [{path: FILE}]`"), EGO4D),
         alias(
             "hf_dataset_config",
