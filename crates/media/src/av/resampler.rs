@@ -13,6 +13,8 @@ pub(crate) struct Resampler {
     context: *mut ffi::SwrContext,
     /// What comes out of libswresample, reused from call to call.
     out: Picture,
+    /// A frame that holds nothing but the layout of the channels.
+    shape: Picture,
     rate: u32,
     from: Shape,
 }
@@ -38,13 +40,18 @@ unsafe impl Send for Resampler {}
 impl Resampler {
     /// A resampler of libswresample's own settings to `rate` samples a second, for sound like that of `frame`.
     pub fn open(av: &'static Library, frame: &Picture, rate: u32) -> Result<Self, AvError> {
-        let out = Picture::new(av)?;
+        let (out, shape) = (Picture::new(av)?, Picture::new(av)?);
+        // SAFETY: both frames are live, and the copy leaves the one it is made from alone.
+        unsafe {
+            name_layout(av, frame);
+            AvError::check(av.av_channel_layout_copy(&mut (*shape.raw).ch_layout, &frame.raw().ch_layout))?;
+        }
         // SAFETY: plain allocation, checked below.
         let context = unsafe { av.swr_alloc() };
         if context.is_null() {
             return Err(OUT_OF_MEMORY);
         }
-        Ok(Self { av, context, out, rate, from: Shape::of(frame) })
+        Ok(Self { av, context, out, shape, rate, from: Shape::of(frame) })
     }
 
     /// Whether a frame has the shape that this resampler takes.
@@ -58,26 +65,15 @@ impl Resampler {
         let out = self.out.raw;
         // SAFETY: the frames are live; `out` is emptied before its fields are set, and libswresample allocates its data
         // for as many samples as it gives. A null `from` is its sign for the end; it was configured by a frame before.
+        // No layout is moved: a value of that type would be freed through a function that must not be linked.
         unsafe {
             if let Some(frame) = frame {
-                self.av.av_frame_unref(out);
-                let layout = &mut (*frame.raw).ch_layout;
-                // Where a file names no layout, that of as many channels: libswresample takes no other order of them.
-                if layout.order == ffi::AVChannelOrder::UNSPEC {
-                    self.av.av_channel_layout_default(layout, layout.nb_channels);
-                }
-                AvError::check(self.av.av_channel_layout_copy(&mut (*out).ch_layout, layout))?;
-                (*out).sample_rate = self.rate as c_int;
-                (*out).format = ffi::AVSampleFormat::FLTP.0;
-            } else {
-                // The layout stays; the data must be allocated anew.
-                let mut layout = std::mem::zeroed::<ffi::AVChannelLayout>();
-                AvError::check(self.av.av_channel_layout_copy(&mut layout, &(*out).ch_layout))?;
-                self.av.av_frame_unref(out);
-                (*out).ch_layout = layout;
-                (*out).sample_rate = self.rate as c_int;
-                (*out).format = ffi::AVSampleFormat::FLTP.0;
+                name_layout(self.av, frame);
             }
+            self.av.av_frame_unref(out);
+            AvError::check(self.av.av_channel_layout_copy(&mut (*out).ch_layout, &self.shape.raw().ch_layout))?;
+            (*out).sample_rate = self.rate as c_int;
+            (*out).format = ffi::AVSampleFormat::FLTP.0;
             AvError::check(self.av.swr_convert_frame(self.context, out, from))?;
         }
         self.add_means(samples)
@@ -103,6 +99,21 @@ impl Resampler {
             samples[start..].iter_mut().for_each(|sum| *sum /= channels as f32);
         }
         Ok(())
+    }
+}
+
+/// Where a file names no layout, that of as many channels: libswresample takes no other order of them.
+///
+/// # Safety
+/// The frame is live, and no other reference to it is used meanwhile.
+unsafe fn name_layout(av: &Library, frame: &Picture) {
+    // SAFETY: as the caller promised; a layout without names owns nothing.
+    unsafe {
+        let layout = &mut (*frame.raw).ch_layout;
+        if layout.order == ffi::AVChannelOrder::UNSPEC {
+            let num_channels = layout.nb_channels;
+            av.av_channel_layout_default(layout, num_channels);
+        }
     }
 }
 
