@@ -223,7 +223,7 @@ impl Placeholders {
                 format!("the number of `<{kind}>` placeholders is not the number of {}", plural(kind)),
             )
             .expected(format!("{media} (the {} of the record)", plural(kind)), found)
-            .hint(format!("write one `<{kind}>` for each {kind}"))
+            .hint(format!("write one `<{kind}>` for each {}", if kind == "speech" { "piece of sound" } else { kind }))
     }
 }
 
