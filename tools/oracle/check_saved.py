@@ -38,12 +38,17 @@ def compare(what, logits, expected, stride=1, tolerance=1e-4):
     return verdict == "ok"
 
 
+def stride_of(folder):
+    with open(os.path.join(folder, "expected.json")) as f:
+        return json.load(f).get("logits_stride", 1)
+
+
 def check_model(saved, fixture):
     """Nothing missing or unexpected (load_model asserts it), and the fixture's logits."""
     folder = os.path.join(common.FIXTURES, fixture)
     model = load_model(saved)
     expected = load_file(os.path.join(folder, "expected.safetensors"))
-    return compare(os.path.basename(saved), logits_of(model, samples_of(folder)), expected)
+    return compare(os.path.basename(saved), logits_of(model, samples_of(folder)), expected, stride=stride_of(folder))
 
 
 def check_merged(saved, fixture, adapter):
@@ -72,7 +77,7 @@ def check_adapter(saved, fixture, adapter):
         return False
     own = adapter != "fresh"
     expected = load_file(os.path.join(folder, *(["adapters", adapter] if own else []), "expected.safetensors"))
-    return compare(os.path.basename(saved), logits_of(model, samples_of(folder)), expected, stride=5 if own else 1)
+    return compare(os.path.basename(saved), logits_of(model, samples_of(folder)), expected, stride=5 if own else stride_of(folder))
 
 
 def check_text_pair(saved, name):

@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 import common
+import egogpt
 import next_inputs
 import qwen_inputs
 from common import disk_name, put, save_tensors, write_json
@@ -24,6 +25,9 @@ from qwen_inputs import inputs_of, is_qwen_vl, parted
 from models_specs import SPECS
 
 EVERY_LINEAR = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+# Not the speech encoder, whose modules have other names here than in the published class.
+EGO_EVERYWHERE = r"model\.(layers\..*(q_proj|down_proj)|vision_tower.*(q_proj|mlp\.fc1)|mm_projector\.2|speech_projector\.linear1)"
 
 # name -> (LoraConfig arguments, random B)
 ADAPTERS = {
@@ -205,6 +209,14 @@ ADAPTERS = {
     "qwen3_vl_odd": {
         "mergers": ({"r": 3, "lora_alpha": 6, "target_modules": r".*(deepstack_merger_list.*fc2|[ko]_proj)"}, True),
     },
+    # The decoder from B = 0 with the projector of speech trained whole; decoder, tower and both projectors.
+    "egogpt_openai": {
+        "fresh_speech": (
+            {"r": 4, "lora_alpha": 8, "target_modules": r"model\.layers\..*proj", "modules_to_save": ["speech_projector"]},
+            False,
+        ),
+        "everywhere": ({"r": 2, "lora_alpha": 4, "target_modules": EGO_EVERYWHERE}, True),
+    },
 }
 
 # Adapters saved as peft does by default: with a copy of the base's weight where the head is adapted.
@@ -229,6 +241,8 @@ def samples_of(folder):
         )
     with open(os.path.join(folder, "expected.json")) as f:
         stored = json.load(f)["samples"]
+    if any(f"sample{i}.mel" in tensors for i in range(len(out))):
+        return [{**sample, "visuals": s["visuals"], "mel": tensors.get(f"sample{i}.mel")} for i, (sample, s) in enumerate(zip(out, stored))]
     if os.path.basename(folder).startswith(("encoders_", "original_")):
         return [{**sample, "visuals": s["visuals"], "pixels": None if sample["pixels"] is None else sample["pixels"].flatten()}
                 for sample, s in zip(out, stored)]
@@ -302,6 +316,8 @@ def inputs_alone(model, e):
         return inputs_of(model.config, e)[0]
     if next_inputs.is_anyres(model.config):
         return next_inputs.inputs_of(model.config, e)
+    if egogpt.is_ego(model.config):
+        return egogpt.inputs_of(e)
     kwargs = {"input_ids": torch.tensor([e["ids"]])}
     if e["pixels"] is not None:
         kwargs["pixel_values"] = e["pixels"]
@@ -338,7 +354,7 @@ def make(folder_name, name, seed):
     alone = logits_of(model, samples)
     for i, logits in enumerate(alone):
         out[f"sample{i}.logits"] = logits[::STRIDE].clone()
-    if is_qwen_vl(model.config) or next_inputs.is_anyres(model.config):
+    if is_qwen_vl(model.config) or next_inputs.is_anyres(model.config) or egogpt.is_ego(model.config):
         batches = [(inputs_alone(model, e), torch.tensor([e["labels"]])) for e in samples]
     else:
         batches = batches_of(samples, pad_id(folder), SPECS[folder_name].get("alone", False))
@@ -365,7 +381,7 @@ def make(folder_name, name, seed):
     modules = modules_of(model)
 
     merged = model.merge_and_unload().eval()
-    spell = qwen_inputs.disk_name if is_qwen_vl(merged.config) else disk_name(merged)
+    spell = qwen_inputs.disk_name if is_qwen_vl(merged.config) else egogpt.disk_name if egogpt.is_ego(merged.config) else disk_name(merged)
     worst = max(float((a - b).abs().max()) for a, b in zip(alone, logits_of(merged, samples)))
     base_logits = logits_of(load_model(folder), samples)
     moved = max(float((a - b).abs().max()) for a, b in zip(alone, base_logits))

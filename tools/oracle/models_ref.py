@@ -8,6 +8,7 @@ their odd settings stand in models_specs.py; adapters and training runs are made
 """
 
 import copy
+import json
 import os
 import shutil
 import sys
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 import common
+import egogpt
 import next_inputs
 import qwen_inputs
 from common import IGNORE, disk_name, make_image, put, save_tensors, write_json
@@ -105,6 +107,9 @@ def load_model(folder, **kwargs):
     import onevision1_5_ref  # noqa: F401 (registers its configurations)
     from transformers import AutoConfig, AutoModelForCausalLM, LlavaForConditionalGeneration
 
+    with open(os.path.join(folder, "config.json")) as f:
+        if json.load(f)["model_type"] == "egogpt_qwen":
+            return egogpt.load(folder)
     config = AutoConfig.from_pretrained(folder)
     kind = config.model_type
     model_class = LlavaForConditionalGeneration if kind == "llava" else AutoModelForCausalLM

@@ -15,6 +15,7 @@ import tempfile
 import torch
 
 import common
+import egogpt
 import encoders_ref
 import next_inputs
 import qwen_inputs
@@ -236,6 +237,25 @@ RUNS = {
         "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 2e-3,
                  "lr_scheduler_type": "linear", "warmup_steps": 1, "weight_decay": 0.1, "max_grad_norm": 1.0},
     },
+    # Everything that hears and sees, whole; LoRA in the decoder with the projector of speech beside it.
+    "full_egogpt": {
+        "folder": "egogpt_openai",
+        "train": ["vision", "projector", "speech", "speech_projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 1e-3,
+                 "lr_scheduler_type": "linear", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
+    "speech_projector_egogpt": {
+        "folder": "egogpt_grid",
+        "train": ["speech_projector", "llm"],
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 1, "learning_rate": 5e-4,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 1, "weight_decay": 0.05, "max_grad_norm": 1.0},
+    },
+    "lora_egogpt": {
+        "folder": "egogpt_openai",
+        "adapter": "fresh_speech",
+        "args": {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "learning_rate": 5e-3,
+                 "lr_scheduler_type": "cosine", "warmup_steps": 2, "weight_decay": 0.1, "max_grad_norm": 1.0},
+    },
     # rsLoRA from B = 0 and the projector trained whole.
     "lora_projector_clip_llama": {
         "folder": "llava_clip_llama",
@@ -247,10 +267,12 @@ RUNS = {
 
 
 def part_of(name):
+    if "speech_encoder" in name or "speech_projector" in name:
+        return "speech" if "speech_encoder" in name else "speech_projector"
+    if "mm_projector" in name or "image_newline" in name:
+        return "projector"
     if "visual." in name:
         return "projector" if "visual.merger." in name or "deepstack_merger_list." in name else "vision"
-    if "mm_projector" in name:
-        return "projector"
     return "vision" if "_tower." in name else "projector" if "multi_modal_projector" in name else "llm"
 
 
@@ -286,7 +308,9 @@ def build(run):
         model = PeftModel.from_pretrained(model, os.path.join(folder, "adapters", run["adapter"]), is_trainable=True)
         return folder, model, saved_name
     for n, p in model.named_parameters():
-        p.requires_grad_(part_of(n) in run["train"])
+        p.requires_grad_(part_of(n) in run["train"] and "embed_positions" not in n)
+    if egogpt.is_ego(model.config):
+        return folder, model, egogpt.disk_name
     return folder, model, qwen_inputs.disk_name if is_qwen_vl(model.config) else disk_name(model)
 
 
@@ -300,7 +324,8 @@ def train(run, double=False):
     samples = samples_of(folder)
     is_qwen = is_qwen_vl(model.config)
     is_anyres = next_inputs.is_anyres(model.config)
-    pad = None if is_qwen or is_anyres or is_joined(folder) else pad_id(folder)
+    is_ego = egogpt.is_ego(model.config)
+    pad = None if is_qwen or is_anyres or is_ego or is_joined(folder) else pad_id(folder)
     start = {spell(n): p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     log = {"micro_losses": [], "supervised": [], "grad_norms": [], "rates": [], "records": []}
 
@@ -318,10 +343,13 @@ def train(run, double=False):
         elif is_anyres:
             (sample,) = [samples[i] for i in indices]
             batch, labels = next_inputs.inputs_of(model.config, sample), torch.tensor([sample["labels"]])
+        elif is_ego:
+            (sample,) = [samples[i] for i in indices]
+            batch, labels = egogpt.inputs_of(sample), torch.tensor([sample["labels"]])
         else:
             batch, labels = batch_of([samples[i] for i in indices], pad)
         if double:
-            batch = {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+            batch = {k: v.double() if torch.is_tensor(v) and v.is_floating_point() else v for k, v in batch.items()}
         log["records"].append(list(indices))
         return {**batch, "labels": labels}
 

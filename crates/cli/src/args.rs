@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::{ArgAction, ArgGroup, Args, Parser, Subcommand, ValueEnum};
 
 use crate::failure::CliError;
-use crate::text_args::{BeamArgs, LanguageArgs};
+use crate::text_args::{BeamArgs, LanguageArgs, MoreMedia};
 
 /// Fine-tunes video-language models: trains, evaluates and asks checkpoints in the Hugging Face layout.
 #[derive(Debug, Parser)]
@@ -151,7 +151,7 @@ pub enum Command {
     Eval(EvalArgs),
     /// Write the loss of every record, one JSON line each
     Score(ScoreArgs),
-    /// Ask a model about videos or images
+    /// Ask a model about videos, images or sound
     Generate(GenerateArgs),
     /// Look at datasets and media as a model sees them
     #[command(subcommand)]
@@ -210,6 +210,12 @@ pub struct PlanArgs {
     /// Also run one forward and backward pass over the longest records, and measure memory and time
     #[arg(long)]
     pub measure: bool,
+    /// Assume records of so many tokens: no dataset is opened, and a folder with config.json and no weights will do
+    #[arg(long, value_name = "N", conflicts_with = "measure")]
+    pub tokens: Option<usize>,
+    /// Assume so many pictures among these tokens
+    #[arg(long, value_name = "N", requires = "tokens", default_value_t = 0)]
+    pub pictures: usize,
     /// Print JSON instead of a table
     #[arg(long)]
     pub json: bool,
@@ -378,9 +384,8 @@ pub struct GenerateArgs {
     /// An image file; may be given several times
     #[arg(long, value_name = "FILE")]
     pub image: Vec<PathBuf>,
-    /// A folder whose images in name order are one video; may be given several times
-    #[arg(long, value_name = "DIR")]
-    pub frames: Vec<PathBuf>,
+    #[command(flatten)]
+    pub more: MoreMedia,
     /// The question
     #[arg(long, value_name = "TEXT")]
     pub prompt: String,

@@ -1,8 +1,22 @@
-//! Flags of sequence-to-sequence models: languages and beams. Owns their documentation; what they do is in `model_args`.
+//! Flags that several commands or few models have: languages and beams, folders of frames and sound. Owns their
+//! documentation; what they do is in `model_args` and in the commands.
+
+use std::path::PathBuf;
 
 use clap::Args;
 
 use crate::args::at_least_one;
+
+/// Media of a question beside videos and images.
+#[derive(Debug, Clone, Default, Args)]
+pub struct MoreMedia {
+    /// A folder whose images in name order are one video; may be given several times
+    #[arg(long, value_name = "DIR")]
+    pub frames: Vec<PathBuf>,
+    /// A file with sound, such as a video with a track of its own; may be given several times
+    #[arg(long, value_name = "FILE")]
+    pub audio: Vec<PathBuf>,
+}
 
 /// The languages of a sequence-to-sequence model.
 #[derive(Debug, Clone, Default, Args)]

@@ -7,6 +7,7 @@ use media::RgbImage;
 use serde::Serialize;
 
 use crate::error::DataError;
+use crate::sound::Heard;
 
 /// Label of a token that is not supervised, as in PyTorch's cross-entropy.
 pub const IGNORE: i32 = -100;
@@ -31,6 +32,8 @@ pub enum VisualKind {
     Image,
     /// A clip whose frames the model takes together.
     Video,
+    /// Sound.
+    Audio,
 }
 
 /// One image or clip as the model takes it, in the order of the text.
@@ -87,6 +90,14 @@ pub struct Encoded {
     pub image_rows: Vec<u32>,
     /// Images and clips in the order of the text.
     pub visuals: Vec<Visual>,
+    /// Log-mel features of sound, row-major: windows of `mel_shape`.
+    pub mel: Vec<f32>,
+    /// Mels and frames of a window; empty when there is no sound.
+    pub mel_shape: Vec<usize>,
+    /// Rows of `ids` that take features of sound, window after window.
+    pub speech_rows: Vec<u32>,
+    /// What is heard, in the order of the text.
+    pub heard: Vec<Heard>,
     /// For each picture where it came from.
     pub frames: Vec<FrameInfo>,
     /// What was done to make the record fit, for the ledger and the preview (for example fewer frames).
@@ -105,10 +116,15 @@ impl Encoded {
         self.visuals.iter().map(Visual::num_patches).sum()
     }
 
+    /// States of all its sound: what a speech encoder computes on.
+    pub fn num_states(&self) -> usize {
+        self.heard.iter().map(|heard| heard.num_states).sum()
+    }
+
     /// Tokens and patches.
     pub fn size(&self) -> RecordSize {
         let tokens = self.ids.len() + self.target.as_ref().map_or(0, Vec::len);
-        RecordSize { tokens: tokens as u32, patches: self.num_patches() as u32 }
+        RecordSize { tokens: tokens as u32, patches: (self.num_patches() + self.num_states()) as u32 }
     }
 }
 
@@ -117,7 +133,7 @@ impl Encoded {
 pub struct RecordSize {
     /// Input tokens, placeholders expanded, and those of a target.
     pub tokens: u32,
-    /// Patches of its pictures.
+    /// Patches of its pictures and states of its sound: what towers compute on.
     pub patches: u32,
 }
 
@@ -136,7 +152,8 @@ impl Prepared {
         let Encoded { ids, image_rows, text, .. } = &self.encoded;
         let num_target = self.encoded.target.as_ref().map_or(0, Vec::len);
         let bytes: usize = self.pictures.iter().map(|picture| picture.data.len()).sum();
-        (ids.len() + num_target) * 8 + image_rows.len() * 4 + text.len() + bytes + 256
+        let heard = self.encoded.mel.len() * 4 + self.encoded.speech_rows.len() * 4;
+        (ids.len() + num_target) * 8 + image_rows.len() * 4 + text.len() + bytes + heard + 256
     }
 
     /// Values of its pictures once they are normalised.
@@ -183,6 +200,12 @@ pub struct Batch {
     pub image_rows: Vec<u32>,
     /// Images and clips in the order of the text.
     pub visuals: Vec<Visual>,
+    /// Log-mel features of sound: windows of `mel_shape`.
+    pub mel: Vec<f32>,
+    /// Mels and frames of a window, the same for all; empty when there is no sound.
+    pub mel_shape: Vec<usize>,
+    /// Rows of `ids` that take features of sound, window after window.
+    pub speech_rows: Vec<u32>,
     /// Ids of the records.
     pub sample_ids: Vec<String>,
     /// Positions of the records in their dataset.
@@ -197,7 +220,7 @@ impl Batch {
 
     /// Bytes of memory this batch holds, for byte budgets.
     pub fn num_bytes(&self) -> usize {
-        self.num_rows() * 16 + self.pixels.len() * 4 + 256
+        self.num_rows() * 16 + (self.pixels.len() + self.mel.len()) * 4 + 256
     }
 
     /// Number of input tokens; there is no padding. Those of targets are not among them.
@@ -282,6 +305,12 @@ impl Batch {
         self.num_images += s.num_images;
         self.image_rows.extend(s.image_rows.iter().map(|r| r + base));
         self.visuals.extend_from_slice(&s.visuals);
+        // One checkpoint makes windows of one shape.
+        if !s.mel.is_empty() {
+            self.mel_shape.clone_from(&s.mel_shape);
+            self.mel.extend_from_slice(&s.mel);
+            self.speech_rows.extend(s.speech_rows.iter().map(|r| r + base));
+        }
         self.sample_ids.push(s.id.clone());
         self.sample_index.push(s.index);
         Ok(())

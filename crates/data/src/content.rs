@@ -16,7 +16,7 @@ impl Processor {
     /// The dialogue as the template takes it.
     pub(crate) fn messages(&self, sample: &Sample, layout: &Layout) -> Result<Value, DataError> {
         let in_text = |kind| self.vision.as_ref().map_or_else(String::new, |vision| vision.in_text(kind));
-        let has_newline = self.vision.as_ref().is_none_or(Vision::has_newline_after);
+        let has_newline = self.vision.as_ref().is_none_or(|vision| vision.has_newline_after(sample.format));
         let mut media = 0;
         let mut messages = Vec::with_capacity(sample.conversation.len());
         for turn in &sample.conversation {
@@ -54,10 +54,13 @@ pub(crate) fn placed(
     sample: &Sample,
 ) -> Result<Rendered, DataError> {
     let Rendered { text, spans } = rendered;
-    for (kind, medium) in [(VisualKind::Image, "picture"), (VisualKind::Video, "clip")] {
+    let kinds = [(VisualKind::Image, "picture"), (VisualKind::Video, "clip"), (VisualKind::Audio, "piece of sound")];
+    for (kind, medium) in kinds {
         let Some(token) = vision.placeholder(kind) else { continue };
         let found = text.matches(&token.text).count();
-        let wanted = layout.visuals.iter().filter(|planned| planned.visual.kind == kind).count();
+        // A family may have one placeholder for pictures and clips.
+        let is_meant = |planned: &&Planned| vision.placeholder(planned.visual.kind) == Some(token);
+        let wanted = layout.visuals.iter().filter(is_meant).count();
         if found != wanted {
             let what =
                 format!("the number of `{}` placeholders in the text is not the number of {medium}s", token.text);
@@ -76,16 +79,15 @@ pub(crate) fn placed(
     // Where a byte of the text stands afterwards: after each replacement everything moves by so much.
     let mut moves = vec![(0, 0)];
     let mut at = 0;
-    let kinds = [VisualKind::Image, VisualKind::Video];
     let mut own: Vec<Option<Planned>> = std::mem::take(&mut layout.visuals).into_iter().map(Some).collect();
     layout.order.clear();
     for _ in 0..own.len() {
-        let placeholders = kinds.into_iter().filter_map(|kind| Some((kind, vision.placeholder(kind)?)));
-        let found = placeholders.filter_map(|(kind, token)| Some((text[at..].find(&token.text)?, kind, token)));
-        let Some((found, kind, token)) = found.min_by_key(|(found, ..)| *found) else { break };
-        // The number of each kind was checked.
-        let is_next = |planned: &Option<Planned>| planned.as_ref().is_some_and(|planned| planned.visual.kind == kind);
-        let Some(number) = own.iter().position(is_next) else { break };
+        let placeholders = kinds.into_iter().filter_map(|(kind, _)| vision.placeholder(kind));
+        let found = placeholders.filter_map(|token| Some((text[at..].find(&token.text)?, token)));
+        let Some((found, token)) = found.min_by_key(|(found, _)| *found) else { break };
+        // The number of each placeholder was checked.
+        let meant = |planned: &Planned| vision.placeholder(planned.visual.kind) == Some(token);
+        let Some(number) = own.iter().position(|planned| planned.as_ref().is_some_and(meant)) else { break };
         let Some(planned) = own[number].take() else { break };
         let (start, end) = (at + found, at + found + token.text.len());
         out.push_str(&text[at..start]);

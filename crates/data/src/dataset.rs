@@ -24,11 +24,21 @@ pub struct Dataset {
 struct SourceFile {
     path: PathBuf,
     media_dir: PathBuf,
+    audio_dir: PathBuf,
     format: Format,
     index: JsonIndex,
 }
 
 impl Dataset {
+    /// Takes relative paths of sound from another folder than those of other media; `None` changes nothing.
+    #[must_use]
+    pub fn with_audio_dir(mut self, dir: Option<&Path>) -> Self {
+        if let Some(dir) = dir {
+            self.files.iter_mut().for_each(|file| file.audio_dir = dir.to_path_buf());
+        }
+        self
+    }
+
     /// Several datasets as one, their records one after the other.
     pub fn concat(sets: Vec<Self>) -> Self {
         let files: Vec<SourceFile> = sets.into_iter().flat_map(|s| s.files).collect();
@@ -82,7 +92,7 @@ impl Dataset {
         let (bytes, key) = (file.index.read(place)?, file.index.key(place));
         let origin = Origin { file: file.path.clone(), line: file.index.line_of(place), index };
         match std::str::from_utf8(&bytes) {
-            Ok(text) => formats::parse(text, key, file.format, &origin, &file.media_dir),
+            Ok(text) => formats::parse(text, key, file.format, &origin, [&file.media_dir, &file.audio_dir]),
             Err(error) => {
                 let before = &bytes[..error.valid_up_to()];
                 let lines = before.iter().filter(|&&b| b == b'\n').count() as u64;
@@ -120,7 +130,8 @@ pub fn open_dataset(path: &Path, format: Format, media_dir: Option<&Path>) -> Re
     let own_dir = path.parent().unwrap_or(Path::new("."));
     let media_dir = media_dir.unwrap_or(own_dir).to_path_buf();
     let starts = vec![0, index.len()];
-    Ok(Dataset { files: vec![SourceFile { path: path.to_path_buf(), media_dir, format, index }], starts })
+    let (path, audio_dir) = (path.to_path_buf(), media_dir.clone());
+    Ok(Dataset { files: vec![SourceFile { path, media_dir, audio_dir, format, index }], starts })
 }
 
 /// The format of the first record that can be read and has a known key.

@@ -13,6 +13,7 @@ use crate::error::{DataError, RecordError};
 use crate::options::{EncodeOptions, OnLong};
 use crate::processor::Processor;
 use crate::record::Sample;
+use crate::sound::hear;
 use crate::template::spans::{self, Rendered};
 use crate::tokenizer::Piece;
 use crate::vision::{Layout, Vision};
@@ -80,7 +81,7 @@ impl Processor {
             let layout = &text.layout;
             let loaded = clips.load(sample, options, vision, &layout.targets, self.cache_for(options))?;
             let mut loaded = layout.in_order_of_text(loaded).into_iter();
-            for planned in &layout.visuals {
+            for planned in layout.visuals.iter().filter(|planned| planned.visual.kind != VisualKind::Audio) {
                 let shape = vision.row_shape(planned.size);
                 if encoded.num_images > 0 && encoded.pixel_shape != shape {
                     return Err(record_error(sample, "picture_shapes", "the pictures have different shapes")
@@ -110,6 +111,10 @@ impl Processor {
                     pictures.push(picture);
                 }
                 encoded.visuals.push(planned.visual.clone());
+            }
+            drop(loaded);
+            if let Some(speech) = vision.speech() {
+                hear(sample, &mut clips, &text.layout, speech, options, &mut encoded)?;
             }
         }
         self.expand(sample, &text, options, &mut encoded)?;
@@ -217,18 +222,18 @@ impl Processor {
     ) -> Result<(), DataError> {
         let supervised = self.supervised(&text.pieces, &text.rendered.spans);
         let id_of = |kind| Some(self.vision.as_ref()?.placeholder(kind)?.id);
-        let ids = [id_of(VisualKind::Image), id_of(VisualKind::Video)];
+        let ids = [id_of(VisualKind::Image), id_of(VisualKind::Video), id_of(VisualKind::Audio)];
         let visuals = text.layout.visuals.iter();
-        let mut slots =
-            visuals.flat_map(|planned| planned.slots.iter().map(|&slot| (id_of(planned.visual.kind), slot)));
+        let mut slots = visuals.flat_map(|planned| planned.slots.iter().map(|&slot| (planned.visual.kind, slot)));
         for (piece, &learn) in text.pieces.iter().zip(&supervised) {
             if ids.contains(&Some(piece.id)) {
-                let Some((_, count)) = slots.next().filter(|(id, _)| *id == Some(piece.id)) else {
+                let Some((kind, count)) = slots.next().filter(|(kind, _)| id_of(*kind) == Some(piece.id)) else {
                     let what = "the placeholders among the tokens are not those of the media";
                     return Err(record_error(sample, "placeholder_count", what).into());
                 };
                 let first = out.ids.len();
-                out.image_rows.extend((first..first + count).map(|row| row as u32));
+                let rows = if kind == VisualKind::Audio { &mut out.speech_rows } else { &mut out.image_rows };
+                rows.extend((first..first + count).map(|row| row as u32));
                 out.ids.resize(first + count, piece.id);
                 out.labels.resize(first + count, IGNORE);
             } else {

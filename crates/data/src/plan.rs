@@ -57,6 +57,7 @@ pub const FIELDS: &[PlanField] = &[
         "Shape of the records; `auto` tells it from the first records.",
     ),
     field("train[].media_dir", "path", "null", "Folder of relative media paths; the file's own folder otherwise."),
+    field("train[].audio_dir", "path", "null", "Folder of relative paths of sound; `media_dir` otherwise."),
     field("train[].weight", "number", "1.0", "Share of the dataset in an epoch. Only 1 is built yet."),
     field("num_frames", "count", "null", "Frames a clip, where the record does not say; excludes `fps`."),
     field(
@@ -195,6 +196,9 @@ pub struct DatasetPlan {
     /// Folder of relative media paths.
     #[serde(default)]
     pub media_dir: Option<PathBuf>,
+    /// Folder of relative paths of sound.
+    #[serde(default)]
+    pub audio_dir: Option<PathBuf>,
     /// Share of the dataset in an epoch.
     #[serde(default = "one")]
     pub weight: f64,
@@ -570,8 +574,11 @@ fn open_all(plans: &[DatasetPlan], key: &str) -> Result<Dataset, DataError> {
     }
     let sets = plans
         .iter()
-        .map(|p| open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref()))
-        .collect::<Result<Vec<_>, _>>()?;
+        .map(|p| {
+            let set = open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?;
+            Ok(set.with_audio_dir(p.audio_dir.as_deref()))
+        })
+        .collect::<Result<Vec<_>, DataError>>()?;
     Ok(Dataset::concat(sets))
 }
 
@@ -585,7 +592,7 @@ fn datasets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Dat
     };
     let read = |item: Value| match item {
         Value::String(path) => {
-            Ok(DatasetPlan { path: path.into(), format: Format::Auto, media_dir: None, weight: 1.0 })
+            Ok(DatasetPlan { path: path.into(), format: Format::Auto, media_dir: None, audio_dir: None, weight: 1.0 })
         }
         other => serde_json::from_value(other).map_err(D::Error::custom),
     };

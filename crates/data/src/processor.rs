@@ -15,7 +15,7 @@ use crate::error::DataError;
 use crate::template::{ChatTemplate, ContentShape, builtin};
 use crate::text_pair::TextPair;
 use crate::tokenizer::{Tokenizer, read_optional};
-use crate::vision::{Files, ImageBackend, Vision};
+use crate::vision::{Files, ImageBackend, Vision, add_marks};
 
 /// Files of a checkpoint folder that belong to the processor, copied as they are.
 pub(crate) const FILES: [&str; 18] = [
@@ -75,7 +75,8 @@ impl Processor {
             return Err(DataError::checkpoint(dir, "no such folder", "give the folder of a checkpoint"));
         }
         let config = read_optional(&dir.join("config.json"))?;
-        let tokenizer = Tokenizer::load(dir, &config)?;
+        let mut tokenizer = Tokenizer::load(dir, &config)?;
+        add_marks(&mut tokenizer, &config)?;
         let processor = read_optional(&dir.join("processor_config.json"))?;
         let files = Files { dir, processor: &processor, config: &config, tokenizer: &tokenizer };
         let (vision, video) = Vision::read(&files)?;
@@ -166,6 +167,11 @@ impl Processor {
 
     fn token_id(&self, kind: VisualKind) -> Option<u32> {
         Some(self.vision.as_ref()?.placeholder(kind)?.id)
+    }
+
+    /// Id of the placeholder of sound, where the checkpoint takes sound.
+    pub fn audio_token_id(&self) -> Option<u32> {
+        self.token_id(VisualKind::Audio)
     }
 
     /// Tokens of one picture, where it does not depend on the picture's own size.

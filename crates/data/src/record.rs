@@ -78,6 +78,8 @@ pub enum MediaKind {
     Image,
     /// A clip: all its chosen frames stand at this place.
     Video,
+    /// Sound: of a file of sound, or of a video's own track.
+    Audio,
     /// One frame of a clip whose frames stand at several places: the `position`-th of `total` chosen frames.
     FrameOf {
         /// Which of the chosen frames, counted from 0.
@@ -98,10 +100,10 @@ pub enum MediaSource {
     Files(Vec<PathBuf>),
 }
 
-/// One picture or clip of a record, with what the record says about its frames.
+/// One picture, clip or sound of a record, with what the record says about its frames.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MediaRef {
-    /// Picture, clip, or one frame of a clip.
+    /// Picture, clip, sound, or one frame of a clip.
     pub kind: MediaKind,
     /// File, folder, list of files or address.
     pub source: MediaSource,
@@ -133,6 +135,11 @@ impl MediaRef {
     /// A clip in a file, or a folder of frames.
     pub fn video(path: impl Into<PathBuf>) -> Self {
         Self::new(MediaKind::Video, MediaSource::Path(path.into()))
+    }
+
+    /// The sound of a file, which may be a video.
+    pub fn audio(path: impl Into<PathBuf>) -> Self {
+        Self::new(MediaKind::Audio, MediaSource::Path(path.into()))
     }
 }
 

@@ -1,4 +1,4 @@
-//! Owns [`Tokenizer`]: a checkpoint's `tokenizer.json` with the special tokens of its configuration files.
+//! Owns [`Tokenizer`]: a checkpoint's `tokenizer.json` (or `tokenizer.model`, see [`crate::sentencepiece`]) with the special tokens of its configuration files.
 //! It refuses templates and media: it turns text into ids with byte ranges, and ids into text.
 //!
 //! Source: `transformers` 5.23 `tokenization_utils_tokenizers.py` (`TokenizersBackend`, which LLaVA checkpoints use):
@@ -7,12 +7,13 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 use tokenizers::AddedToken;
 
 use crate::error::DataError;
+use crate::sentencepiece;
 
 /// Tokens that end a turn in the families we know, by their text; those that the vocabulary has end an answer.
 const END_OF_TURN: [&str; 9] = [
@@ -57,23 +58,12 @@ impl Tokenizer {
     /// # Errors
     /// A file is missing or broken, or a declared token has another id than the one it gets.
     pub fn load(dir: &Path, model_config: &Value) -> Result<Self, DataError> {
-        let path = dir.join("tokenizer.json");
-        if !path.is_file() {
-            let hint = match ["tokenizer.model", "vocab.json"].iter().find(|f| dir.join(f).is_file()) {
-                Some(found) => format!(
-                    "`{found}` alone cannot be read; write the fast tokenizer with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
-                ),
-                None => "copy the tokenizer files of the checkpoint into the folder".to_owned(),
-            };
-            return Err(DataError::checkpoint(&path, "no such file", hint));
-        }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
-            .map_err(|e| DataError::checkpoint(&path, format!("not a tokenizer: {e}"), "copy the file again"))?;
+        let config_path = dir.join("tokenizer_config.json");
+        let config = read_optional(&config_path)?;
+        let (path, mut inner) = read_vocabulary(dir, &config)?;
         // Over-long text is refused, never cut, and nothing is padded.
         inner.with_truncation(None).map_err(|e| DataError::checkpoint(&path, e.to_string(), "copy the file again"))?;
         inner.with_padding(None);
-        let config_path = dir.join("tokenizer_config.json");
-        let config = read_optional(&config_path)?;
         let map = read_optional(&dir.join("special_tokens_map.json"))?;
         let mut specials = BTreeMap::new();
         for name in NAMED {
@@ -97,6 +87,25 @@ impl Tokenizer {
         let mut tokenizer = Self { inner, specials, eos_ids: Vec::new(), end_ids: Vec::new() };
         tokenizer.find_ends(&generation, model_config);
         Ok(tokenizer)
+    }
+
+    /// Makes texts tokens of their own, where they are none: with the ids behind those of the vocabulary.
+    ///
+    /// # Errors
+    /// The tokenizer refuses one.
+    pub fn add_marks(&mut self, marks: &[&str]) -> Result<(), DataError> {
+        for mark in marks {
+            if self.id_of(mark).is_none_or(|id| !self.is_added(id)) {
+                self.inner.add_special_tokens([AddedToken::from(*mark, true)]).map_err(|e| {
+                    DataError::checkpoint(
+                        Path::new("tokenizer.json"),
+                        format!("`{mark}` cannot be added: {e}"),
+                        "copy the file again",
+                    )
+                })?;
+            }
+        }
+        Ok(())
     }
 
     fn find_ends(&mut self, generation: &Value, model_config: &Value) {
@@ -236,6 +245,31 @@ impl Tokenizer {
     pub fn is_added(&self, id: u32) -> bool {
         self.inner.get_added_vocabulary().get_added_tokens_decoder().contains_key(&id)
     }
+}
+
+/// `tokenizer.json`, or what a model of SentencePiece stands for where there is none.
+fn read_vocabulary(dir: &Path, config: &Value) -> Result<(PathBuf, tokenizers::Tokenizer), DataError> {
+    let path = dir.join("tokenizer.json");
+    let not_one = |path: &Path, e: tokenizers::Error| {
+        DataError::checkpoint(path, format!("not a tokenizer: {e}"), "copy the file again")
+    };
+    if path.is_file() {
+        let inner = tokenizers::Tokenizer::from_file(&path).map_err(|e| not_one(&path, e))?;
+        return Ok((path, inner));
+    }
+    let model = dir.join(sentencepiece::MODEL_FILE);
+    if model.is_file() {
+        let text = sentencepiece::tokenizer_json(&model, config)?;
+        let inner = tokenizers::Tokenizer::from_bytes(&text).map_err(|e| not_one(&model, e))?;
+        return Ok((model, inner));
+    }
+    let hint = match dir.join("vocab.json").is_file() {
+        true => {
+            "`vocab.json` alone cannot be read; write the fast tokenizer with `AutoTokenizer.from_pretrained(...).save_pretrained(...)`"
+        }
+        false => "copy the tokenizer files of the checkpoint into the folder",
+    };
+    Err(DataError::checkpoint(&path, "no such file", hint))
 }
 
 fn untokenisable(error: tokenizers::Error) -> DataError {

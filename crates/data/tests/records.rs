@@ -283,11 +283,15 @@ fn parts_that_are_not_known() {
         |part: Value| json!({"messages": [{"role": "user", "content": [part]}, {"role": "assistant", "content": "y"}]});
     check(
         with(json!({"type": "smell"})),
-        "` line 1, record `0`: a part of turn 0 has an unknown type: expected one of `text`, `image`, `image_url`, `video`, `video_url`, found `smell`",
+        "` line 1, record `0`: a part of turn 0 has an unknown type: expected one of `text`, `image`, `image_url`, `video`, `video_url`, `audio`, `audio_url`, found `smell`",
     );
     check(
-        with(json!({"type": "audio", "audio": "a.wav"})),
-        "` line 1, record `0`: a part of turn 0 is of type `audio`, which is not built yet; hint: remove the part",
+        with(json!({"type": "input_audio", "input_audio": {"data": "AA=="}})),
+        "` line 1, record `0`: a part of turn 0 is of type `input_audio`, which is not built yet; hint: name a file or an address in a part of type `audio`",
+    );
+    check(
+        with(json!({"type": "audio"})),
+        "` line 1, record `0`: a `audio` part of turn 0 names no media; hint: add a key `audio` with a path or an https address",
     );
     check(
         with(json!({"type": "image"})),
@@ -319,7 +323,7 @@ fn parts_that_are_not_known() {
     );
     check(
         json!({"audio": "a.wav", "conversations": ask("x")}),
-        "` line 1, record `0`: `audio` is not built yet; hint: remove `audio` from the record",
+        "` line 1, record `0`: the number of `<speech>` placeholders is not the number of pieces of sound: expected 1 (the pieces of sound of the record), found 0; hint: write one `<speech>` for each piece of sound",
     );
 }
 

@@ -66,6 +66,20 @@ pub enum MediaError {
         /// The path as it was asked for.
         path: PathBuf,
     },
+    /// The container holds no sound.
+    #[error("`{path}`: no audio track; hint: remove the record, or name a file with sound", path = path.display())]
+    NoAudioTrack {
+        /// The path as it was asked for.
+        path: PathBuf,
+    },
+    /// There is a stream of sound, and it cannot be read to its end, or holds nothing.
+    #[error("`{path}`: the sound cannot be decoded: {detail}; hint: the file is damaged, get it again", path = path.display())]
+    UndecodableAudio {
+        /// The path as it was asked for.
+        path: PathBuf,
+        /// What the decoder said, and where.
+        detail: String,
+    },
     /// There is a video stream, and not one frame of it can be read.
     #[error("`{path}`: no frames: {detail}; hint: remove the record", path = path.display())]
     NoFrames {
@@ -183,6 +197,8 @@ impl MediaError {
             Self::Broken { .. } => "broken",
             Self::Truncated { .. } => "truncated",
             Self::NoVideoTrack { .. } => "no_video_track",
+            Self::NoAudioTrack { .. } => "no_audio_track",
+            Self::UndecodableAudio { .. } => "undecodable_audio",
             Self::NoFrames { .. } => "no_frames",
             Self::UnsupportedCodec { .. } => "unsupported_codec",
             Self::TooLarge { .. } => "too_large",
@@ -207,6 +223,8 @@ impl MediaError {
             | Self::Broken { path, .. }
             | Self::Truncated { path, .. }
             | Self::NoVideoTrack { path }
+            | Self::NoAudioTrack { path }
+            | Self::UndecodableAudio { path, .. }
             | Self::NoFrames { path, .. }
             | Self::UnsupportedCodec { path, .. }
             | Self::TooLarge { path, .. }

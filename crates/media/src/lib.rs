@@ -1,13 +1,15 @@
-//! Files to timed frames: probe, index, plan, decode, colour, resize, limits.
+//! Files to timed frames and to sound: probe, index, plan, decode, colour, resize, resample, limits.
 //!
 //! The way of a video: [`index_video`] reads the packets once and gives every frame's presentation time,
 //! [`sample_indices`] chooses frames by one of the reference rules, [`decode_frames`] decodes those frames only, and
-//! [`resize`] scales them as Pillow or torchvision would, bit for bit. Images come through [`load_image`].
+//! [`resize`] scales them as Pillow or torchvision would, bit for bit. Images come through [`load_image`], sound through
+//! [`index_audio`] and [`decode_audio`].
 //!
 //! The crate owns libav: no type of it leaves the private module `av`, which opens its shared libraries when the first
 //! video is touched. It refuses to know about records, prompts or tensors, and it never fills a gap: a frame that cannot
 //! be decoded is an error, not a grey picture.
 
+mod audio;
 mod av;
 mod bench;
 mod container;
@@ -28,6 +30,7 @@ mod timeline;
 mod turn;
 mod version;
 
+pub use audio::{AUDIO_RATE, AudioIndex, AudioTrack, decode_audio, index_audio};
 pub use av::{LibavLibrary, libav_libraries};
 pub use bench::{DecodeBench, bench_decode};
 pub use decode::decode_frames;

@@ -113,6 +113,29 @@ pub(crate) fn kind_of(head: &[u8]) -> Option<Kind> {
     None
 }
 
+/// The name and libav's demuxer of a file of sound alone; `None` if this crate opens no such file.
+pub(crate) fn sound_of(head: &[u8]) -> Option<(&'static str, &'static str)> {
+    if head.starts_with(b"RIFF") && head.get(8..12) == Some(b"WAVE") {
+        return Some(("wav", "wav"));
+    }
+    if head.starts_with(b"fLaC") {
+        return Some(("flac", "flac"));
+    }
+    if head.starts_with(b"ID3") {
+        return Some(("mp3", "mp3"));
+    }
+    let &[first, second, third, ..] = head else { return None };
+    if first != 0xff || second & 0xe0 != 0xe0 {
+        return None;
+    }
+    // Eleven set bits, the version, the layer: 0 is AAC's (which has twelve set bits), 1 is MP3's.
+    match second >> 1 & 3 {
+        0 if second & 0x10 != 0 && third >> 2 & 15 < 13 => Some(("aac", "aac")),
+        1 if second >> 3 & 3 != 1 && third >> 4 != 15 && third >> 2 & 3 != 3 => Some(("mp3", "mp3")),
+        _ => None,
+    }
+}
+
 /// The name of a picture format that hides in an MP4 container.
 fn picture_brand(head: &[u8]) -> Option<&'static str> {
     if head.get(4..8) != Some(b"ftyp") {
@@ -176,8 +199,7 @@ pub(crate) fn describe(head: &[u8]) -> String {
     if starts(b"<!DOCTYPE") || starts(b"<html") || starts(b"<!doctype") {
         return "an HTML page".into();
     }
-    if starts(b"ID3") || starts(b"\xff\xfb") || starts(b"fLaC") || (starts(b"RIFF") && head.get(8..12) == Some(b"WAVE"))
-    {
+    if sound_of(head).is_some() {
         return "an audio file".into();
     }
     if starts(b"PK\x03\x04") {

@@ -201,6 +201,7 @@ mod tests {
         StreamInfo {
             index: 0,
             is_video: true,
+            is_audio: false,
             is_default: true,
             codec: "h264".into(),
             width: 2,

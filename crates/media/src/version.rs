@@ -52,7 +52,7 @@ mod tests {
     fn the_version_of_videos_names_every_library() {
         let text = video_version().unwrap();
         assert!(text.starts_with(&picture_version()), "{text}");
-        for name in ["libavutil", "libavcodec", "libavformat", "libswscale"] {
+        for name in ["libavutil", "libavcodec", "libavformat", "libswscale", "libswresample"] {
             assert!(text.contains(name), "{text}");
         }
     }

@@ -16,11 +16,13 @@ mod needed;
 mod parts;
 pub mod save;
 pub mod seq2seq;
+pub mod speech;
 pub mod vision;
 pub mod weights;
 
 pub use config::{
-    CausalConfig, EncodersConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig, VisionKind,
+    CausalConfig, EgoGptConfig, EncodersConfig, FAMILIES, FamilyConfig, LlavaConfig, ModelConfig, QwenVlConfig,
+    VisionKind,
 };
 pub use error::{ModelError, Result};
 pub use generate::KvCache;

@@ -15,6 +15,7 @@ use crate::parts::Parts;
 use crate::seq2seq::Seq2Seq;
 use crate::vision::{Features, VisionSide};
 use crate::weights::{Builder, LoadReport, NamedParam};
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 use tensor::{DType, LinearWeights, LossOutput, Param, Tape, Tensor, Var};
@@ -51,6 +52,10 @@ pub struct ModelInput {
     pub tower_states: Option<Tensor>,
     /// Rows of `ids` that take image features, image after image.
     pub image_rows: Vec<u32>,
+    /// Log-mel spectrograms of sound, f32 `[windows, mels, frames]`.
+    pub mel: Option<Tensor>,
+    /// Rows of `ids` that take features of sound, window after window.
+    pub speech_rows: Vec<u32>,
     /// The images and clips, in the order of the text; families of one picture size do not look at them.
     pub visuals: Vec<Visual>,
     /// What a sequence-to-sequence model writes; none for decoders.
@@ -134,7 +139,7 @@ fn build(b: &mut Builder<'_>, config: &ModelConfig) -> Result<Network> {
 fn build_causal(b: &mut Builder<'_>, config: &CausalConfig) -> Result<Causal> {
     let vision = VisionSide::build(b, config)?;
     let prefix = match vision {
-        None | Some(VisionSide::Encoders(_)) => "",
+        None | Some(VisionSide::Encoders(_) | VisionSide::EgoGpt(_)) => "",
         Some(VisionSide::Llava(_) | VisionSide::Native(..)) => TEXT_PREFIX,
     };
     Ok(Causal { vision, decoder: Decoder::build(b, prefix, &config.text)? })
@@ -165,6 +170,15 @@ impl Model {
         match &input.pixels {
             Some(pixels) => Ok(self.vision()?.features(t, pixels, &input.visuals, false)?.rows),
             None => Err(ModelError::Input("no pixels".to_owned())),
+        }
+    }
+
+    /// What stands in the rows of sound of an input, `[tokens, hidden]`.
+    pub fn speech_features(&self, t: &Tape, input: &ModelInput) -> Result<Var> {
+        match (&input.mel, self.vision()?.speech()) {
+            (Some(mel), Some(side)) => side.features(t, mel, false),
+            (None, _) => Err(ModelError::Input("no sound".to_owned())),
+            (Some(_), None) => Err(ModelError::Input(format!("a `{}` model takes no sound", self.config.model_type))),
         }
     }
 
@@ -284,15 +298,43 @@ impl Causal {
                 input.cu_seqlens
             )));
         }
-        let x = match &self.vision {
-            // No row of the table belongs to their placeholders, and features take the place of whatever is looked up.
-            Some(VisionSide::Encoders(_)) => {
-                let mut ids = input.ids.clone();
-                input.image_rows.iter().for_each(|&row| ids[row as usize] = 0);
-                t.embedding(&ids, &self.decoder.embed_tokens)?
-            }
-            _ => t.embedding(&input.ids, &self.decoder.embed_tokens)?,
+        // No row of the table belongs to placeholders of some families, and features take the place of whatever is looked up.
+        let has_words = self.vision.as_ref().is_none_or(VisionSide::has_placeholder_words);
+        let mut words = Cow::Borrowed(&input.ids);
+        if !has_words {
+            let rows = input.image_rows.iter().chain(&input.speech_rows);
+            let words = words.to_mut();
+            rows.for_each(|&row| words.get_mut(row as usize).into_iter().for_each(|word| *word = 0));
+        }
+        let x = t.embedding(&words, &self.decoder.embed_tokens)?;
+        let x = self.with_sound(t, input, x, recompute)?;
+        self.with_pictures(t, input, x, recompute)
+    }
+
+    /// Embeddings with the features of sound in their rows.
+    fn with_sound(&self, t: &Tape, input: &ModelInput, x: Var, recompute: bool) -> Result<Var> {
+        let num_rows = input.speech_rows.len();
+        let Some(mel) = &input.mel else {
+            return match num_rows {
+                0 => Ok(x),
+                _ => Err(ModelError::Input(format!("{num_rows} tokens of sound but no spectrogram"))),
+            };
         };
+        let Some(side) = self.vision.as_ref().and_then(VisionSide::speech) else {
+            return Err(ModelError::Input("the model takes no sound".to_owned()));
+        };
+        let features = side.features(t, mel, recompute)?;
+        if features.shape()[0] != num_rows {
+            return Err(ModelError::Input(format!(
+                "features and tokens of sound do not match: {} features, {num_rows} tokens",
+                features.shape()[0]
+            )));
+        }
+        Ok(t.scatter_rows(&x, &input.speech_rows, &features)?)
+    }
+
+    /// Embeddings with the features of pictures in their rows.
+    fn with_pictures(&self, t: &Tape, input: &ModelInput, x: Var, recompute: bool) -> Result<Embedded> {
         let num_rows = input.image_rows.len();
         let features: Features = match (&input.pixels, &input.tower_states, &self.vision) {
             (None, None, _) if num_rows == 0 => return Ok(x.into()),

@@ -54,8 +54,54 @@ pub fn projector_layer(name: &str, paths: EncoderPaths) -> Option<(usize, &str)>
     Some((layer.parse().ok()?, rest))
 }
 
-/// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints keep their names.
+/// Prefix of the speech encoder of EgoGPT, whose other names are those of a decoder alone.
+pub const SPEECH_PREFIX: &str = "model.speech_encoder.encoder.";
+/// Prefix of the projector of speech.
+pub const SPEECH_PROJECTOR_PREFIX: &str = "model.speech_projector.";
+/// Prefix of EgoGPT's tower.
+pub const EGO_VISION_PREFIX: &str = "model.vision_tower.vision_tower.vision_model.";
+
+/// Modules of a block of `WhisperEncoder` of `transformers`, and what OpenAI's files call them.
+const WHISPER_BLOCK: [(&str, &str); 8] = [
+    ("self_attn.q_proj", "attn.query"),
+    ("self_attn.k_proj", "attn.key"),
+    ("self_attn.v_proj", "attn.value"),
+    ("self_attn.out_proj", "attn.out"),
+    ("self_attn_layer_norm", "attn_ln"),
+    ("final_layer_norm", "mlp_ln"),
+    ("fc1", "mlp.0"),
+    ("fc2", "mlp.2"),
+];
+
+/// OpenAI's name of a tensor or module of a speech encoder, with either spelling inside of it and any of the prefixes that
+/// checkpoints have; none for everything else.
+fn speech_tensor(name: &str) -> Option<String> {
+    let inner = name.strip_prefix("model.speech_encoder.")?;
+    let inner = inner.strip_prefix("model.").unwrap_or(inner);
+    let inner = inner.strip_prefix("encoder.").unwrap_or(inner);
+    let block = inner.strip_prefix("layers.").and_then(|rest| rest.split_once('.'));
+    let spelled = match block {
+        Some((number, rest)) => {
+            let (theirs, ours) = WHISPER_BLOCK.into_iter().find(|(theirs, _)| {
+                rest.strip_prefix(theirs).is_some_and(|end| end.is_empty() || end.starts_with('.'))
+            })?;
+            format!("blocks.{number}.{ours}{}", &rest[theirs.len()..])
+        }
+        None if inner == "embed_positions.weight" => "positional_embedding".to_owned(),
+        None => match inner.strip_prefix("layer_norm") {
+            Some(rest) => format!("ln_post{rest}"),
+            None => inner.to_owned(),
+        },
+    };
+    Some(format!("{SPEECH_PREFIX}{spelled}"))
+}
+
+/// Canonical name of a tensor or module found under any accepted spelling. `text_only` checkpoints, and those that name
+/// their decoder as if it were alone, keep their names.
 pub fn canonical_tensor(name: &str, text_only: bool) -> String {
+    if let Some(speech) = speech_tensor(name) {
+        return speech;
+    }
     if text_only {
         return name.to_owned();
     }
@@ -143,6 +189,21 @@ mod tests {
         check("model.norm.weight", "language_model.model.norm.weight");
         check("visual.blocks.0.norm1.weight", "visual.blocks.0.norm1.weight");
         check("model.visual.merger.mlp.0.bias", "visual.merger.mlp.0.bias");
+        let block = "model.speech_encoder.encoder.blocks.3.attn.query.weight";
+        check(block, block);
+        check("model.speech_encoder.encoder.layers.3.self_attn.q_proj.weight", block);
+        check("model.speech_encoder.model.encoder.layers.3.self_attn.q_proj.weight", block);
+        check(
+            "model.speech_encoder.layers.3.final_layer_norm.bias",
+            "model.speech_encoder.encoder.blocks.3.mlp_ln.bias",
+        );
+        check("model.speech_encoder.encoder.layer_norm.bias", "model.speech_encoder.encoder.ln_post.bias");
+        check("model.speech_encoder.embed_positions.weight", "model.speech_encoder.encoder.positional_embedding");
+        check("model.speech_encoder.encoder.conv1.bias", "model.speech_encoder.encoder.conv1.bias");
+        assert_eq!(
+            canonical_tensor("model.speech_encoder.layers.0.fc2", true),
+            "model.speech_encoder.encoder.blocks.0.mlp.2"
+        );
         assert_eq!(canonical_tensor("model.layers.0.mlp.up_proj.weight", true), "model.layers.0.mlp.up_proj.weight");
     }
 

@@ -19,15 +19,24 @@ pub enum Part {
     Projector,
     /// Decoder, embeddings and head.
     Llm,
+    /// Speech encoder.
+    Speech,
+    /// Projector of speech.
+    SpeechProjector,
 }
 
 impl Part {
+    /// All parts that models have.
+    pub const ALL: [Part; 5] = [Part::Vision, Part::Projector, Part::Speech, Part::SpeechProjector, Part::Llm];
+
     /// The name used in plans.
     pub fn name(self) -> &'static str {
         match self {
             Part::Vision => "vision",
             Part::Projector => "projector",
             Part::Llm => "llm",
+            Part::Speech => "speech",
+            Part::SpeechProjector => "speech_projector",
         }
     }
 }

@@ -40,6 +40,7 @@ pub use ops::cached_attention::{CachedRows, attention_cached};
 pub use ops::cross_entropy::LossOutput;
 pub use ops::linear::{LinearWeights, LoraWeights};
 pub use ops::rope::{LearnedAngles, RopeTable};
+pub use ops::unfold::Window;
 pub use param::Param;
 pub use row_buffer::RowBuffer;
 pub use simd::has_bf16;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tensor::{
     Activation, AttentionSpec, Gradients, LearnedAngles, LinearWeights, LoraWeights, Mask, Param, Result, RopeTable,
-    Tape, Taps, Tensor, Var,
+    Tape, Taps, Tensor, Var, Window,
 };
 
 fn numbers(seed: u64, len: usize) -> Vec<f32> {
@@ -192,4 +192,12 @@ fn checkpoint() {
         })
     });
     check("checkpoint", &[&[3, 5], &[3, 4]], &[&[4, 5], &[5], &[5]], op);
+}
+
+#[test]
+fn columns_of_convolutions() {
+    for (width, stride, padding) in [(3, 1, 1), (3, 2, 1), (2, 3, 0)] {
+        let window = Window { width, stride, padding };
+        check("unfold", &[&[2 * 6, 3]], &[], Box::new(move |t, x, _| t.unfold(&x[0], 2, window)));
+    }
 }

@@ -70,6 +70,7 @@ impl FeatureCache {
         let Some(llava) = model.config().llava() else {
             let what = match model.config() {
                 config if config.encoders().is_some() => "is in the original layout, whose towers are not built for it",
+                config if config.egogpt().is_some() => "averages its clips behind the projector",
                 config if config.vision().is_some() => "takes pictures of any size",
                 _ => "has no tower",
             };
@@ -152,7 +153,7 @@ impl FeatureCache {
         keys.iter().filter_map(|key| known.get(key)).for_each(|features| bytes.extend_from_slice(features));
         let [rows, width] = self.shape;
         let states = Tensor::from_bytes(&bytes, self.dtype, &[keys.len() * rows, width])?;
-        Ok(infer::upload_with_states(batch, Some(states)))
+        Ok(infer::upload_with_states(batch, Some(states))?)
     }
 
     /// Counts since the cache was opened.

@@ -4,6 +4,7 @@
 //! The way of a run: [`plan::Plan::load`] -> [`select`] what trains -> [`Trainer`] steps over windows of batches ->
 //! metrics, evaluations, checkpoints -> `final_model/`. [`run()`] does all of it; [`plan_report`] says what it would do.
 
+mod assumed;
 pub mod bench;
 mod checkpoint;
 pub mod error;
@@ -26,6 +27,7 @@ pub mod selection;
 mod setup;
 mod step;
 
+pub use assumed::{Assumed, AssumedReport, assumed_report};
 pub use bench::{BenchOptions, BenchResult, bench_step};
 pub use error::{ExitClass, Result, TrainError};
 pub use event::{DataReport, Event};

@@ -30,14 +30,14 @@ pub struct Selection {
     pub unreached: Vec<String>,
     /// Paths of the modules that carry an adapter.
     pub adapted_modules: Vec<String>,
-    /// Counts by part, in the order vision, projector, llm.
+    /// Counts by part, in the order vision, projector, speech, speech projector (both where the model hears), llm.
     pub parts: Vec<PartCount>,
 }
 
 /// What trains in one part of the model.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct PartCount {
-    /// `vision`, `projector` or `llm`.
+    /// `vision`, `projector`, `speech`, `speech_projector` or `llm`.
     pub part: &'static str,
     /// Tensors of the part, adapter included.
     pub tensors: usize,
@@ -76,7 +76,9 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
     for named in &params {
         let chosen = match kind {
             MethodKind::Full => true,
-            MethodKind::Projector => named.part == Part::Projector || new_tokens == Some(named.name.as_str()),
+            MethodKind::Projector => {
+                matches!(named.part, Part::Projector | Part::SpeechProjector) || new_tokens == Some(named.name.as_str())
+            }
             MethodKind::Lora | MethodKind::Qlora => named.param.is_trainable(),
         };
         let chosen = chosen && !frozen.iter().any(|pattern| pattern.matches(named));
@@ -98,11 +100,11 @@ pub fn select(plan: &Plan, model: &mut Model) -> Result<Selection> {
         ));
     }
     let parts = count_parts(&params, &tensors);
-    for part in &parts {
-        if part.trainable_tensors == 0 && part_rate_by_name(plan, part.part).is_some() {
-            let key = format!("method.learning_rates.{}", part.part);
+    for part in Part::ALL {
+        if part_rate(plan, part).is_some() && !tensors.iter().any(|t| t.named.part == part) {
+            let key = format!("method.learning_rates.{}", part.name());
             return Err(TrainError::mismatch(
-                format!("`{key}` is given, but no tensor of `{}` trains", part.part),
+                format!("`{key}` is given, but no tensor of `{}` trains", part.name()),
                 format!("remove `{key}`"),
             ));
         }
@@ -214,6 +216,8 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
         let found: Vec<String> = match name.as_str() {
             "projector" => model.modules_of(Part::Projector),
             "vision" => model.modules_of(Part::Vision),
+            "speech" => model.modules_of(Part::Speech),
+            "speech_projector" => model.modules_of(Part::SpeechProjector),
             "llm" => {
                 return Err(TrainError::mismatch(
                     "`method.also_train: [llm]` would train the whole language model beside its own adapter",
@@ -227,10 +231,14 @@ fn saved_modules(also_train: &[String], model: &Model) -> Result<Vec<String>> {
                 let found: Vec<String> =
                     params.iter().filter(|p| pattern.matches(p) && p.reached).filter_map(module_of).collect();
                 // PEFT trains and saves modules, never a tensor of one without the others.
-                let other = params.iter().find(|p| {
-                    p.reached && !pattern.matches(p) && module_of(p).is_some_and(|module| found.contains(&module))
-                });
-                if let (Some(other), Some(module)) = (other, other.and_then(module_of)) {
+                let holder = |p: &NamedParam| {
+                    let name = in_memory(&p.name);
+                    let holds =
+                        |module: &&String| name.strip_prefix(module.as_str()).is_some_and(|rest| rest.starts_with('.'));
+                    found.iter().find(holds).cloned()
+                };
+                let other = params.iter().find(|p| p.reached && !pattern.matches(p) && holder(p).is_some());
+                if let (Some(other), Some(module)) = (other, other.and_then(holder)) {
                     return Err(TrainError::mismatch(
                         format!(
                             "`{name}` in `method.also_train` names a part of the module `{module}`, without its `{}`",
@@ -313,9 +321,13 @@ impl<'a> Pattern<'a> {
 
 fn no_such_name(key: &str, name: &str, params: &[NamedParam]) -> TrainError {
     let example = params.first().map(|p| p.name.as_str()).unwrap_or_default();
+    let parts = match params.iter().any(|p| p.part == Part::Speech) {
+        true => "`vision`, `projector`, `speech`, `speech_projector` and `llm`",
+        false => "`vision`, `projector` and `llm`",
+    };
     TrainError::mismatch(
         format!("`{name}` in `{key}` names no part, module or tensor of the model"),
-        format!("parts are `vision`, `projector` and `llm`; tensor names look like `{example}`"),
+        format!("parts are {parts}; tensor names look like `{example}`"),
     )
 }
 
@@ -325,20 +337,19 @@ fn part_rate(plan: &Plan, part: Part) -> Option<f64> {
         Part::Vision => rates.vision,
         Part::Projector => rates.projector,
         Part::Llm => rates.llm,
+        Part::Speech => rates.speech,
+        Part::SpeechProjector => rates.speech_projector,
     }
-}
-
-fn part_rate_by_name(plan: &Plan, name: &str) -> Option<f64> {
-    [Part::Vision, Part::Projector, Part::Llm]
-        .into_iter()
-        .find(|part| part.name() == name)
-        .and_then(|part| part_rate(plan, part))
 }
 
 fn count_parts(params: &[NamedParam], trained: &[TrainedTensor]) -> Vec<PartCount> {
     let elements = |p: &NamedParam| p.disk_shape.iter().product::<usize>() as u64;
-    [Part::Vision, Part::Projector, Part::Llm]
+    // Few models hear.
+    let is_listed =
+        |part: &Part| !matches!(part, Part::Speech | Part::SpeechProjector) || params.iter().any(|p| p.part == *part);
+    Part::ALL
         .into_iter()
+        .filter(is_listed)
         .map(|part| {
             let all: Vec<&NamedParam> = params.iter().filter(|p| p.part == part).collect();
             let ours: Vec<&TrainedTensor> = trained.iter().filter(|t| t.named.part == part).collect();

@@ -27,8 +27,8 @@ fn fixtures() -> Vec<Fixture> {
     dirs.sort();
     let found: Vec<Fixture> = dirs
         .into_iter()
-        // Those of the Qwen-VL families show the model alone.
-        .filter(|d| d.join("config.json").exists() && d.join("tokenizer.json").exists())
+        // Those of the Qwen-VL families show the model alone; the records of what hears are shown by `data` and `cli`.
+        .filter(|d| d.join("tokenizer.json").exists() && d.join("samples.json").exists())
         .map(|dir| Fixture {
             expected: SafeTensors::open(dir.join("expected.safetensors")).unwrap(),
             info: json(&dir.join("expected.json")),

@@ -49,6 +49,7 @@ const EXTERNALS: &[External] = &[
         users: &["data", "hub"],
         why: "contents of media files, names and checksums of cached entries",
     },
+    External { name: "realfft", users: &["data"], why: "spectrograms of sound" },
     External { name: "zstd", users: &["data"], why: "cached frames" },
     External { name: "memmap2", users: &["hub"], why: "weights without a copy" },
     External { name: "sha2", users: &["hub", "media"], why: "checksums of what was downloaded" },

@@ -160,6 +160,12 @@ fn check_source(
         MediaSource::Url(_) => Ok(()),
         MediaSource::Files(files) => files.iter().try_for_each(|file| media::load_image(file, limits).map(|_| ())),
         MediaSource::Path(path) if reference.kind == MediaKind::Image => media::load_image(path, limits).map(|_| ()),
+        MediaSource::Path(path) if reference.kind == MediaKind::Audio => {
+            let index = media::index_audio(path, limits)?;
+            let track = media::decode_audio(&index, (reference.start, reference.end), limits)?;
+            notes.extend(track.warnings.iter().map(|warning| format!("`{}`: {}", path.display(), warning.message)));
+            Ok(())
+        }
         MediaSource::Path(path) if path.is_dir() => {
             let files = media::list_frame_folder(path)?;
             files.iter().try_for_each(|file| media::load_image(file, limits).map(|_| ()))

@@ -80,6 +80,11 @@ fn facts(encoded: &Encoded) -> Value {
             })
         })
         .collect();
+    let heard: Vec<_> = encoded
+        .heard
+        .iter()
+        .map(|heard| json!({"seconds": heard.seconds, "windows": heard.num_windows, "tokens": heard.num_tokens}))
+        .collect();
     json!({
         "id": encoded.id,
         "text": encoded.text,
@@ -90,6 +95,7 @@ fn facts(encoded: &Encoded) -> Value {
         "pixel_shape": encoded.pixel_shape,
         "frames": frames,
         "visuals": visuals,
+        "heard": heard,
         "ids": encoded.ids,
         "labels": encoded.labels,
         "target": encoded.target,
@@ -115,7 +121,7 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
                     VisualKind::Image => {
                         writeln!(text, "  image of {rows}x{columns} patches, {} tokens", visual.num_tokens)
                     }
-                    VisualKind::Video => writeln!(
+                    VisualKind::Video | VisualKind::Audio => writeln!(
                         text,
                         "  clip of {steps}x{rows}x{columns} patches, {} tokens, {:.3} s a step",
                         visual.num_tokens, visual.seconds_per_grid
@@ -130,6 +136,13 @@ fn text_of(encoded: &Encoded, template: &str, args: &PreviewArgs) -> String {
         if let Some(out) = &args.out {
             let _ = writeln!(text, "  contact sheet: `{}`", out.display());
         }
+    }
+    for heard in &encoded.heard {
+        let _ = writeln!(
+            text,
+            "sound of {:.2} s: {} windows, {} tokens",
+            heard.seconds, heard.num_windows, heard.num_tokens
+        );
     }
     let _ = writeln!(
         text,

@@ -1,4 +1,4 @@
-//! `vidtune generate`: one question about videos and images.
+//! `vidtune generate`: one question about videos, images and sound.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -59,16 +59,17 @@ pub fn run(args: &GenerateArgs, common: &Common, console: &Console) -> Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-/// The media in the order video, image, frames, then the text.
+/// The media in the order video, image, frames, audio, then the text.
 fn question(args: &GenerateArgs) -> Sample {
     let medium = |reference: MediaRef| Part::Media(reference);
     let mut parts: Vec<Part> = args.video.iter().map(|path| medium(MediaRef::video(path))).collect();
     parts.extend(args.image.iter().map(|path| medium(MediaRef::image(path))));
-    parts.extend(args.frames.iter().map(|path: &PathBuf| {
+    parts.extend(args.more.frames.iter().map(|path: &PathBuf| {
         let mut reference = MediaRef::video(path);
         reference.fps = args.fps;
         medium(reference)
     }));
+    parts.extend(args.more.audio.iter().map(|path| medium(MediaRef::audio(path))));
     parts.push(Part::Text(args.prompt.clone()));
     Sample::new("prompt", vec![Turn { role: Role::User, parts }])
 }

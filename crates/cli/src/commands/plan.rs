@@ -4,9 +4,9 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use train::forecast::BlockMemory;
+use train::forecast::{BlockMemory, MemoryEstimate};
 use train::plan::Plan;
-use train::{PartCount, PlanReport, ReportOptions, plan_report};
+use train::{Assumed, AssumedReport, PartCount, PlanReport, ReportOptions, assumed_report, plan_report};
 
 use crate::args::{Common, PlanArgs};
 use crate::commands::train::overrides;
@@ -19,6 +19,14 @@ use crate::output;
 /// The plan cannot work.
 pub fn run(args: &PlanArgs, common: &Common, _console: &Console) -> Result<ExitCode> {
     let plan = Plan::load(&args.plan, &overrides(&args.overrides, common))?;
+    if let Some(tokens) = args.tokens {
+        let report = assumed_report(&plan, Assumed { tokens, pictures: args.pictures })?;
+        match args.json {
+            true => output::write_json(None, &report)?,
+            false => output::write(None, text_of_assumed(&report).as_bytes())?,
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let report = plan_report(&plan, &ReportOptions { measure: args.measure })?;
     if args.json {
         output::write_json(None, &report)?;
@@ -58,25 +66,7 @@ pub fn text_of(report: &PlanReport) -> String {
             packing.records
         );
     }
-    let memory = &report.memory;
-    let _ = writeln!(
-        text,
-        "{} at the peak of a step, planned from its shapes: weights {}, gradients {}, optimizer {}, activations {}, workspace {}",
-        bytes(memory.total),
-        bytes(memory.weights),
-        bytes(memory.gradients),
-        bytes(memory.optimizer),
-        bytes(memory.activations),
-        bytes(memory.workspace),
-    );
-    let _ = writeln!(text, "{}", blocks_line(&memory.blocks));
-    let available = memory.available.map(|available| format!(", {} available", bytes(available))).unwrap_or_default();
-    let _ = writeln!(
-        text,
-        "about {} for the whole process, {} of it for records ahead and decoding{available}",
-        bytes(memory.resident),
-        bytes(memory.data)
-    );
+    write_memory(&mut text, &report.memory);
     let time = &report.time;
     let _ = writeln!(
         text,
@@ -101,6 +91,52 @@ pub fn text_of(report: &PlanReport) -> String {
     text
 }
 
+/// The report on assumed records for people.
+fn text_of_assumed(report: &AssumedReport) -> String {
+    let mut text = format!("model `{}`\n", report.model_dir.display());
+    if report.without_weights {
+        text.push_str("the folder holds no weights; everything here follows from its configuration\n");
+    }
+    let _ = writeln!(
+        text,
+        "\n{}\n{} parameters, {} of them train\n{} assumed records of {} tokens and {} pictures a micro-batch, {:.3e} operations",
+        part_table(&report.parts),
+        report.parameters,
+        report.trainable_parameters,
+        report.records,
+        report.tokens,
+        report.pictures,
+        report.flops_per_micro_batch as f64,
+    );
+    write_memory(&mut text, &report.memory);
+    if !report.memory.fits() {
+        text.push_str("this machine has no room for it\n");
+    }
+    text
+}
+
+/// Memory of a step, and of the process.
+fn write_memory(text: &mut String, memory: &MemoryEstimate) {
+    let _ = writeln!(
+        text,
+        "{} at the peak of a step, planned from its shapes: weights {}, gradients {}, optimizer {}, activations {}, workspace {}",
+        bytes(memory.total),
+        bytes(memory.weights),
+        bytes(memory.gradients),
+        bytes(memory.optimizer),
+        bytes(memory.activations),
+        bytes(memory.workspace),
+    );
+    let _ = writeln!(text, "{}", blocks_line(&memory.blocks));
+    let available = memory.available.map(|available| format!(", {} available", bytes(available))).unwrap_or_default();
+    let _ = writeln!(
+        text,
+        "about {} for the whole process, {} of it for records ahead and decoding{available}",
+        bytes(memory.resident),
+        bytes(memory.data)
+    );
+}
+
 /// What blocks keep for the backward pass, equal neighbours together.
 fn blocks_line(blocks: &[BlockMemory]) -> String {
     let mut parts: Vec<(&'static str, usize, usize, u64)> = Vec::new();
@@ -122,12 +158,14 @@ fn blocks_line(blocks: &[BlockMemory]) -> String {
 
 /// Tensors and parameters by part, one line each.
 pub fn part_table(parts: &[PartCount]) -> String {
-    let mut text = format!("{:<10} {:>14} {:>14} {:>9}  learning rate\n", "part", "parameters", "trainable", "tensors");
+    let width = parts.iter().map(|part| part.part.len()).max().unwrap_or(0).max(10);
+    let mut text =
+        format!("{:<width$} {:>14} {:>14} {:>9}  learning rate\n", "part", "parameters", "trainable", "tensors");
     for part in parts {
         let rate = part.learning_rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate:.2e}"));
         let _ = writeln!(
             text,
-            "{:<10} {:>14} {:>14} {:>9}  {rate}",
+            "{:<width$} {:>14} {:>14} {:>9}  {rate}",
             part.part, part.parameters, part.trainable_parameters, part.trainable_tensors
         );
     }

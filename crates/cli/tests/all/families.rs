@@ -46,3 +46,60 @@ fn a_preset_that_is_not_there_is_a_usage_error() {
     let run = line("init --preset gpt2", &[]).expect(2);
     assert!(run.stderr.contains("there is no preset `gpt2`") && run.stderr.contains("`qwen2_5_vl`"), "{}", run.stderr);
 }
+
+/// `vidtune plan` on the published configuration of some size, without weights, tokenizer or data.
+fn planned(config: &Value, method: &str, flags: &str) -> crate::Run {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let model = text_of(dir.path());
+    let plan = dir.path().join("plan.yaml");
+    let text = format!(
+        "model: {{path: {model}}}\nmethod: {{{method}}}\ndata: {{train: [{{path: none.jsonl}}]}}\n\
+         train: {{output_dir: {model}/out, per_device_train_batch_size: 1, gradient_checkpointing: true}}\n"
+    );
+    std::fs::write(&plan, text).unwrap();
+    line(format!("plan --json {flags}").trim_end(), &[&text_of(&plan)])
+}
+
+#[test]
+fn a_configuration_alone_is_planned() {
+    let path = repository().join("fixtures/models/full_size.json");
+    let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let entry = |name: &str| file["models"][name].clone();
+    for (name, pictures) in
+        [("qwen2.5-vl-72b", 4), ("llava-1.5-13b", 1), ("nllb-200-distilled-600m", 0), ("phi-4-mini", 0)]
+    {
+        let flags = format!("--tokens 2048 --pictures {pictures}");
+        let report = planned(&entry(name)["config"], "kind: full", &flags).expect(0).json();
+        let total = entry(name)["parameters"]["total"].as_u64().unwrap();
+        assert_eq!(report["parameters"].as_u64(), Some(total), "{name}");
+        assert_eq!(report["without_weights"], true);
+        // What trains is kept in f32, with a gradient and two moments of the same size.
+        let memory = |key: &str| report["memory"][key].as_u64().unwrap();
+        let trained = 4 * report["trainable_parameters"].as_u64().unwrap();
+        assert!(memory("gradients") >= trained && memory("optimizer") >= 2 * trained, "{name}: {report}");
+        assert!(memory("total") > memory("weights") + memory("optimizer"), "{name}");
+    }
+    // Adapters leave the weights as the configuration says they are stored.
+    let entry = entry("qwen2.5-vl-7b");
+    let lora = "kind: lora, lora: {r: 16, target_modules: [q_proj, v_proj]}";
+    let report = planned(&entry["config"], lora, "--tokens 4096 --pictures 8").expect(0).json();
+    let (weights, total) =
+        (report["memory"]["weights"].as_u64().unwrap(), entry["parameters"]["total"].as_u64().unwrap());
+    assert!((2 * total..2 * total + total / 50).contains(&weights), "{weights} bytes of {total} weights");
+    assert!(report["memory"]["total"].as_u64().unwrap() < weights + weights / 2, "{report}");
+}
+
+#[test]
+fn what_cannot_be_assumed_is_said() {
+    let path = repository().join("fixtures/models/full_size.json");
+    let file: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let run = |name: &str, flags: &str| planned(&file["models"][name]["config"], "kind: full", flags);
+    let run_out = run("llava-1.5-7b", "--tokens 576 --pictures 1");
+    assert!(run_out.stderr.contains("1 pictures take 576 of 576 tokens"), "{}", run_out.stderr);
+    let run_out = run("llama-3.1-8b", "--tokens 576 --pictures 1");
+    assert!(run_out.stderr.contains("pictures of a `llama` model cannot be assumed"), "{}", run_out.stderr);
+    // Without assumptions weights are looked for.
+    let run_out = run("llama-3.1-8b", "");
+    assert_ne!(run_out.code, 0);
+}

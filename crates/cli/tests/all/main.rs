@@ -10,6 +10,7 @@ mod libav;
 mod model;
 mod run;
 mod seq2seq;
+mod sound;
 mod usage;
 
 use std::path::{Path, PathBuf};

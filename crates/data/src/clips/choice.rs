@@ -58,6 +58,10 @@ impl Clips {
         let reference = &clip.reference;
         let (total, fps, seconds, is_list): (usize, f64, &[f64], bool) = match &clip.opened {
             Opened::Picture(_) => return Ok(()),
+            Opened::Sound(_) => {
+                clip.indices.clear();
+                return Ok(());
+            }
             Opened::Video(video) => {
                 for warning in &video.facts.warnings {
                     self.notes.push(format!("`{}`: {warning}", video.path.display()));

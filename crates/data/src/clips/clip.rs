@@ -9,9 +9,10 @@ use std::sync::Arc;
 use media::{MediaError, RgbImage, VideoIndex};
 use parking_lot::Mutex;
 
-use super::VideoDefaults;
 use super::choice::usual_rate;
+use super::{Sound, VideoDefaults};
 use crate::cache::{Content, FrameCache, Shot, VideoFacts, Wanted};
+use crate::encode::record_error;
 use crate::error::DataError;
 use crate::options::EncodeOptions;
 use crate::record::{MediaKind, MediaRef, MediaSource, Sample};
@@ -23,6 +24,7 @@ pub(super) enum Opened {
     Picture(Arc<Still>),
     Video(Arc<Video>),
     Frames(Arc<FrameList>),
+    Sound(Arc<Sound>),
 }
 
 /// A still picture. Where its size was asked for, it is kept until it is taken.
@@ -72,6 +74,14 @@ impl Clip {
         &self.reference
     }
 
+    /// Its sound, where that is what the record wants of it.
+    pub fn sound(&self) -> Option<&Sound> {
+        match &self.opened {
+            Opened::Sound(sound) => Some(sound),
+            _ => None,
+        }
+    }
+
     /// Height and width of a chosen frame before anything is done to it. Videos need not be decoded for that; still
     /// pictures are read.
     ///
@@ -87,6 +97,7 @@ impl Clip {
         let size = |image: &RgbImage| (image.height as usize, image.width as usize);
         match &self.opened {
             Opened::Video(video) => Ok((video.facts.height as usize, video.facts.width as usize)),
+            Opened::Sound(_) => unreachable!("sound has no frame that could be chosen"),
             Opened::Picture(still) => {
                 let mut image = still.image.lock();
                 if let Some(image) = &*image {
@@ -128,7 +139,7 @@ impl Clip {
 
     fn fps(&self) -> f64 {
         match &self.opened {
-            Opened::Picture(_) => 1.0,
+            Opened::Picture(_) | Opened::Sound(_) => 1.0,
             Opened::Video(video) => video.facts.fps,
             Opened::Frames(list) => list.fps,
         }
@@ -152,6 +163,7 @@ impl Clip {
                 let image = known.map_or_else(|| media::load_image(&still.path, limits), Ok)?;
                 return Ok(vec![Shot { image: vision.shape(image, target), damaged: false }]);
             }
+            Opened::Sound(_) => return Ok(Vec::new()),
             Opened::Video(video) => video.content.clone(),
             Opened::Frames(list) => cache.and_then(|cache| {
                 let files: Option<Vec<&Path>> =
@@ -169,7 +181,7 @@ impl Clip {
         let frames = match &self.opened {
             Opened::Video(video) => media::decode_frames(&*video.index(options)?, &self.indices, limits)?,
             Opened::Frames(list) => media::load_frame_files(&list.files, &self.indices, list.fps, limits)?,
-            Opened::Picture(_) => unreachable!("pictures were read above"),
+            Opened::Picture(_) | Opened::Sound(_) => unreachable!("pictures were read above, and sound has none"),
         };
         let shaped = |frame: media::Frame| Shot { image: vision.shape(frame.image, target), damaged: frame.damaged };
         let shots: Vec<Shot> = frames.into_iter().map(shaped).collect();
@@ -182,7 +194,7 @@ impl Clip {
     /// Presentation time of a frame.
     pub(super) fn seconds_of(&self, index: usize) -> f64 {
         match &self.opened {
-            Opened::Picture(_) => 0.0,
+            Opened::Picture(_) | Opened::Sound(_) => 0.0,
             Opened::Video(video) => video.facts.seconds.get(index).copied().unwrap_or_default(),
             Opened::Frames(list) => index as f64 / list.fps,
         }
@@ -231,12 +243,21 @@ pub(super) fn open(
     };
     let is_image = reference.kind == MediaKind::Image;
     let path = match &reference.source {
+        MediaSource::Files(_) if reference.kind == MediaKind::Audio => {
+            return Err(record_error(sample, "no_audio_track", "a list of frames has no sound")
+                .hint("name the sound in `audio`, or remove its placeholder")
+                .into());
+        }
         MediaSource::Files(files) => {
             return Ok(list(files.clone()));
         }
         MediaSource::Path(path) => path.clone(),
         MediaSource::Url(url) => fetch(sample, url, options)?,
     };
+    if reference.kind == MediaKind::Audio {
+        let range = (reference.start, reference.end);
+        return Ok(Opened::Sound(Arc::new(Sound::open(&path, range, &options.limits).map_err(media_error)?)));
+    }
     if is_image {
         if !path.exists() {
             return Err(media_error(MediaError::MissingFile { path }));

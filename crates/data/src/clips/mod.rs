@@ -3,6 +3,7 @@
 
 mod choice;
 mod clip;
+mod sound;
 
 use std::ops::Range;
 use std::path::Path;
@@ -18,6 +19,7 @@ use crate::vision::{Target, Vision};
 pub(crate) use choice::VideoDefaults;
 pub(crate) use clip::Clip;
 use clip::{Opened, open};
+pub(crate) use sound::Sound;
 
 /// What a media reference puts into the text: frames of a clip.
 pub(crate) struct Place<'a> {
@@ -90,7 +92,7 @@ impl Clips {
         self.references.iter().map(|&(number, frame)| {
             let clip = &self.clips[number];
             let frames = frame.map_or(0..clip.indices.len(), |position| position..position + 1);
-            let is_clip = frame.is_none() && !matches!(clip.opened, Opened::Picture(_));
+            let is_clip = frame.is_none() && !matches!(clip.opened, Opened::Picture(_) | Opened::Sound(_));
             Place { clip, number, frames, is_clip }
         })
     }

@@ -32,7 +32,10 @@ pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>,
                     .hint("add `video` or `video_url` to the record, or name the media in the part"));
             };
             let mut media = clip.clone();
-            if kind.starts_with("image") {
+            if kind.starts_with("audio") {
+                media =
+                    MediaRef { start: media.start, end: media.end, ..MediaRef::new(MediaKind::Audio, media.source) };
+            } else if kind.starts_with("image") {
                 (media.kind, media.nframes) = (MediaKind::FrameOf { position, total }, Some(total));
                 position += 1;
             } else {

@@ -1,15 +1,15 @@
-//! Owns the `llava` (sharegpt) format: turns of text with `<image>` and `<video>` placeholders, media beside them.
+//! Owns the `llava` (sharegpt) format: turns of text with `<image>`, `<video>` and `<speech>` placeholders, media beside them.
 //! It refuses to guess: placeholders and media must agree in number and order.
 
 use serde_json::Value;
 
-use super::media_fields::{FrameWishes, check_fields, image, video};
+use super::media_fields::{FrameWishes, audio, check_fields, image, video};
 use super::{Context, Object, kind_of, required_list, role_of};
 use crate::error::RecordError;
 use crate::record::{MediaKind, MediaRef, Part, Role, Turn};
 
 /// The fields of a record that name media. Shared with `messages` records.
-pub(super) const MEDIA_FIELDS: [&str; 4] = ["image", "images", "video", "videos"];
+pub(super) const MEDIA_FIELDS: [&str; 6] = ["image", "images", "video", "videos", "audio", "audios"];
 
 /// Reads the turns of a record.
 pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>, RecordError> {
@@ -27,7 +27,7 @@ pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>,
                 .expected("`{\"from\": ..., \"value\": text}`", kind_of(item)));
         };
         let role = role_of(context, position, name)?;
-        turns.push(Turn { role, parts: media.split(context, position, text)? });
+        turns.push(Turn { role, parts: media.split(context, text)? });
     }
     media.finish(context)?;
     Ok(turns)
@@ -46,11 +46,16 @@ fn text_of(item: &Value) -> Option<&str> {
 pub(super) struct Placeholders {
     images: Vec<MediaRef>,
     videos: Vec<MediaRef>,
+    /// Sound; where a record names none, that of its videos.
+    audios: Vec<MediaRef>,
     next_image: usize,
     next_video: usize,
+    next_audio: usize,
+    /// Whether `audios` must all be asked for.
+    names_audio: bool,
     /// What `<image>` stands for.
     image_means: ImageMeans,
-    found: [usize; 2],
+    found: [usize; 3],
 }
 
 /// What the placeholder `<image>` stands for in a record.
@@ -86,6 +91,15 @@ impl Placeholders {
             }
             Some((field, value)) => vec![video(context, field, value, &wishes)?],
         };
+        let named: Option<Vec<MediaRef>> = match one_of(context, record, "audio", "audios")? {
+            None => None,
+            Some((field, Value::Array(list))) => {
+                Some(list.iter().map(|v| audio(context, field, v)).collect::<Result<_, _>>()?)
+            }
+            Some((field, value)) => Some(vec![audio(context, field, value)?]),
+        };
+        let names_audio = named.is_some();
+        let audios = named.unwrap_or_else(|| videos.iter().map(own_track).collect());
         let (mut num_image, mut num_video) = (0, 0);
         for text in texts {
             num_image += text.matches("<image>").count();
@@ -104,16 +118,26 @@ impl Placeholders {
                 .expected(format!("{wanted} (`num_frames`)"), marks.to_string())
                 .hint("write one `<video>`, or one `<image>` for each frame"));
         }
-        Ok(Self { images, videos, next_image: 0, next_video: 0, image_means, found: [0, 0] })
+        Ok(Self {
+            images,
+            videos,
+            audios,
+            next_image: 0,
+            next_video: 0,
+            next_audio: 0,
+            names_audio,
+            image_means,
+            found: [0, 0, 0],
+        })
     }
 
     /// Whether the record names any media beside its turns.
     pub fn is_empty(&self) -> bool {
-        self.images.is_empty() && self.videos.is_empty()
+        self.images.is_empty() && self.videos.is_empty() && self.audios.is_empty()
     }
 
     /// Splits a text at its placeholders. A newline after a placeholder stays at the start of the text behind it.
-    pub fn split(&mut self, context: &Context<'_>, turn: usize, text: &str) -> Result<Vec<Part>, RecordError> {
+    pub fn split(&mut self, context: &Context<'_>, text: &str) -> Result<Vec<Part>, RecordError> {
         let mut parts = Vec::new();
         let mut rest = text;
         while let Some(at) = rest.find('<') {
@@ -129,11 +153,7 @@ impl Placeholders {
             let media = match name {
                 "<image>" => self.image(context)?,
                 "<video>" => self.video(context)?,
-                _ => {
-                    return Err(context
-                        .error("not_built", format!("turn {turn} has the placeholder `{name}`, which is not built yet"))
-                        .hint("remove the placeholder"));
-                }
+                _ => self.audio(context)?,
             };
             parts.push(Part::Media(media));
         }
@@ -167,17 +187,29 @@ impl Placeholders {
         media.ok_or_else(|| self.mismatch(context))
     }
 
+    fn audio(&mut self, context: &Context<'_>) -> Result<MediaRef, RecordError> {
+        self.found[2] += 1;
+        let media = self.audios.get(self.next_audio).cloned();
+        self.next_audio += 1;
+        media.ok_or_else(|| self.mismatch(context))
+    }
+
     /// Refuses media that no placeholder stands for.
     pub fn finish(&self, context: &Context<'_>) -> Result<(), RecordError> {
-        if self.next_image < self.images.len() || self.next_video < self.videos.len() {
+        let has_unheard = self.names_audio && self.next_audio < self.audios.len();
+        if self.next_image < self.images.len() || self.next_video < self.videos.len() || has_unheard {
             return Err(self.mismatch(context));
         }
         Ok(())
     }
 
     fn mismatch(&self, context: &Context<'_>) -> RecordError {
+        let too_many = self.next_audio > self.audios.len();
+        let too_few = self.names_audio && self.next_audio < self.audios.len();
         let (kind, media, found) =
-            if self.next_image != self.images.len() && self.image_means == ImageMeans::Image && self.found[0] > 0
+            if too_many || too_few && self.next_image >= self.images.len() && self.next_video >= self.videos.len() {
+                ("speech", self.audios.len(), self.found[2])
+            } else if self.next_image != self.images.len() && self.image_means == ImageMeans::Image && self.found[0] > 0
                 || self.next_image < self.images.len()
             {
                 ("image", self.images.len(), self.found[0])
@@ -186,10 +218,23 @@ impl Placeholders {
             };
         let found = if found > media { format!("at least {found}") } else { found.to_string() };
         context
-            .error("placeholder_count", format!("the number of `<{kind}>` placeholders is not the number of {kind}s"))
-            .expected(format!("{media} (the {kind}s of the record)"), found)
-            .hint(format!("write one `<{kind}>` for each {kind}"))
+            .error(
+                "placeholder_count",
+                format!("the number of `<{kind}>` placeholders is not the number of {}", plural(kind)),
+            )
+            .expected(format!("{media} (the {} of the record)", plural(kind)), found)
+            .hint(format!("write one `<{kind}>` for each {}", if kind == "speech" { "piece of sound" } else { kind }))
     }
+}
+
+/// The sound of a video, of the same part of it.
+fn own_track(video: &MediaRef) -> MediaRef {
+    let sound = MediaRef::new(MediaKind::Audio, video.source.clone());
+    MediaRef { start: video.start, end: video.end, ..sound }
+}
+
+fn plural(kind: &str) -> String {
+    if kind == "speech" { "pieces of sound".to_owned() } else { format!("{kind}s") }
 }
 
 /// One of two spellings of a field, where present and not null.

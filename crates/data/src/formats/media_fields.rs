@@ -1,6 +1,8 @@
 //! Owns the fields by which records name media: paths, addresses, lists of frames, counts, rates, time ranges.
 //! It refuses to look at the files.
 
+use std::path::Path;
+
 use serde_json::Value;
 
 use super::{Context, Object, kind_of, list_keys};
@@ -118,8 +120,18 @@ pub(super) fn video(
     Ok(wishes.apply(MediaRef::new(MediaKind::Video, source)))
 }
 
+/// Sound, from a path or an address.
+pub(super) fn audio(context: &Context<'_>, field: &str, value: &Value) -> Result<MediaRef, RecordError> {
+    Ok(MediaRef::new(MediaKind::Audio, source_in(context, context.audio_dir, field, value)?))
+}
+
 /// A path or address; an object `{"url": ...}` as OpenAI writes it.
 fn one_source(context: &Context<'_>, field: &str, value: &Value) -> Result<MediaSource, RecordError> {
+    source_in(context, context.media_dir, field, value)
+}
+
+/// The same with relative paths taken from a folder.
+fn source_in(context: &Context<'_>, dir: &Path, field: &str, value: &Value) -> Result<MediaSource, RecordError> {
     let text = match value {
         Value::String(text) => text,
         Value::Object(object) => match object.get("url") {
@@ -164,7 +176,7 @@ fn one_source(context: &Context<'_>, field: &str, value: &Value) -> Result<Media
             .error("bad_media", format!("`{field}` is `{text}`, and addresses with `{scheme}:` are not supported"))
             .hint("download the file and name it, or give an https address"))
     } else {
-        Ok(MediaSource::Path(context.resolve(text)))
+        Ok(MediaSource::Path(context.resolve(text, dir)))
     }
 }
 
@@ -212,15 +224,18 @@ pub(super) fn part(
         "image_url" => &["image_url"],
         "video" => &["video", "path", "url"],
         "video_url" => &["video_url"],
-        "audio" | "audio_url" | "input_audio" | "speech" => {
+        "audio" => &["audio", "path", "url"],
+        "audio_url" => &["audio_url"],
+        "input_audio" | "speech" => {
             return Err(context
                 .error("not_built", format!("a part of turn {turn} is of type `{kind}`, which is not built yet"))
-                .hint("remove the part"));
+                .hint("name a file or an address in a part of type `audio`"));
         }
         other => {
-            return Err(context
-                .error("unknown_part", format!("a part of turn {turn} has an unknown type"))
-                .expected("one of `text`, `image`, `image_url`, `video`, `video_url`", format!("`{other}`")));
+            return Err(context.error("unknown_part", format!("a part of turn {turn} has an unknown type")).expected(
+                "one of `text`, `image`, `image_url`, `video`, `video_url`, `audio`, `audio_url`",
+                format!("`{other}`"),
+            ));
         }
     };
     let is_video = kind.starts_with("video");
@@ -238,6 +253,7 @@ pub(super) fn part(
                 .error("contradiction", format!("a part of turn {turn} has both `{first}` and `{second}`"))
                 .hint("keep one of them"));
         }
+        (Some((field, value)), None) if kind.starts_with("audio") => audio(context, field, value)?,
         (Some((field, value)), None) if is_video => video(context, field, value, &wishes)?,
         (Some((field, value)), None) => image(context, field, value)?,
         (None, _) => wishes.apply(bare(kind)?),
@@ -302,7 +318,7 @@ fn count(context: &Context<'_>, object: &Object, key: &str) -> Result<Option<usi
 }
 
 /// Keys by which other tools name media; read under another name here.
-const OTHER_NAMES: [(&str, &str); 12] = [
+const OTHER_NAMES: [(&str, &str); 15] = [
     ("img", "image"),
     ("imgs", "images"),
     ("image_file", "image"),
@@ -313,6 +329,9 @@ const OTHER_NAMES: [(&str, &str); 12] = [
     ("video_path", "video"),
     ("video_paths", "videos"),
     ("video_url", "video"),
+    ("audio_file", "audio"),
+    ("audio_path", "audio"),
+    ("audio_url", "audio"),
     ("clip", "video"),
     ("clips", "videos"),
 ];
@@ -340,7 +359,7 @@ pub(super) fn check_fields(context: &Context<'_>, record: &Object, known: &[&str
                 .hint(hint));
         }
     }
-    for key in ["audio", "audios", "speech", "tools"] {
+    for key in ["audio", "audios", "speech", "tools"].into_iter().filter(|key| !known.contains(key)) {
         let empty = match record.get(key) {
             None | Some(Value::Null) => true,
             Some(Value::String(s)) => s.is_empty(),

@@ -1,5 +1,5 @@
 //! Owns the `messages` format: the OpenAI shape, content as text or as a list of parts.
-//! It refuses tools and audio by name.
+//! It refuses tools by name.
 
 use serde_json::Value;
 
@@ -36,7 +36,7 @@ pub(super) fn parse(context: &Context<'_>, record: &Object) -> Result<Vec<Turn>,
                 .hint("remove the field to learn from the turn, or remove the record"));
         }
         let parts = match message.get("content") {
-            Some(Value::String(text)) if !beside.is_empty() => beside.split(context, position, text)?,
+            Some(Value::String(text)) if !beside.is_empty() => beside.split(context, text)?,
             Some(Value::String(text)) => vec![Part::Text(text.clone())],
             Some(Value::Array(parts)) => {
                 let mut bare = |kind: &str| {

@@ -22,6 +22,7 @@ pub(crate) struct Context<'a> {
     origin: &'a Origin,
     id: String,
     media_dir: &'a Path,
+    audio_dir: &'a Path,
 }
 
 impl Context<'_> {
@@ -30,14 +31,14 @@ impl Context<'_> {
         RecordError::new(reason, self.origin, Some(&self.id), what)
     }
 
-    /// The path as written, taken from the media folder when it is relative.
-    fn resolve(&self, written: &str) -> PathBuf {
+    /// The path as written, taken from a folder when it is relative.
+    fn resolve(&self, written: &str, dir: &Path) -> PathBuf {
         let address = written.get(..7).filter(|start| start.eq_ignore_ascii_case("file://"));
         let path = match address.and_then(|_| written.get(7..)) {
             Some(rest) => PathBuf::from(percent_decoded(rest.strip_prefix("localhost").unwrap_or(rest))),
             None => PathBuf::from(written),
         };
-        if path.is_absolute() { path } else { self.media_dir.join(path) }
+        if path.is_absolute() { path } else { dir.join(path) }
     }
 }
 
@@ -87,11 +88,11 @@ pub(crate) fn parse(
     key: Option<&str>,
     format: Format,
     origin: &Origin,
-    media_dir: &Path,
+    [media_dir, audio_dir]: [&Path; 2],
 ) -> Result<Sample, DataError> {
     let value: Value = serde_json::from_str(text).map_err(|e| broken_json(&e, text, key, origin))?;
     let id = id_of(&value, key, origin.index);
-    let context = Context { origin, id, media_dir };
+    let context = Context { origin, id, media_dir, audio_dir };
     let Value::Object(record) = &value else {
         return Err(context
             .error("bad_record", "a record must be an object")

@@ -176,6 +176,7 @@ impl Encoders {
         match kind {
             VisualKind::Image => self.image.as_ref(),
             VisualKind::Video => self.video.as_ref(),
+            VisualKind::Audio => None,
         }
     }
 
@@ -209,7 +210,7 @@ impl Encoders {
 
     fn around(&self, kind: VisualKind) -> (&'static str, &'static str) {
         match (self.has_start_end, kind) {
-            (false, _) => ("", ""),
+            (false, _) | (_, VisualKind::Audio) => ("", ""),
             (true, VisualKind::Image) => ("<im_start>", "<im_end>"),
             (true, VisualKind::Video) => ("<vi_start>", "<vi_end>"),
         }

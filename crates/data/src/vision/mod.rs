@@ -7,6 +7,7 @@
 //! are dropped without it.
 
 mod budget;
+mod ego;
 mod encoders;
 mod fields;
 mod llava_next;
@@ -27,8 +28,10 @@ use crate::batch::{Encoded, Visual, VisualKind};
 use crate::clips::{Clips, Place, name_of};
 use crate::error::{DataError, RecordError};
 use crate::options::EncodeOptions;
-use crate::record::Sample;
+use crate::record::{Format, Sample};
 use budget::{ClipBudget, MAX_RATIO};
+use ego::Ego;
+pub(crate) use ego::{Speech, add_marks};
 use encoders::Encoders;
 use patches::{ClipStyle, Patches, Unfit};
 use pictures::Pictures;
@@ -55,6 +58,8 @@ pub(crate) enum Vision {
     Patches(Patches),
     /// Every picture of one of two kinds the same way; a clip may be taken as a whole.
     Encoders(Encoders),
+    /// Pictures the same way, clips averaged, and sound.
+    Ego(Ego),
 }
 
 /// One image or clip of a record before it is decoded.
@@ -112,8 +117,12 @@ impl Layout {
         if self.order.is_sorted() {
             return pictures;
         }
+        let num_pictures = |planned: &Planned| match planned.visual.kind {
+            VisualKind::Audio => 0,
+            _ => planned.visual.seconds.len(),
+        };
         let mut in_record: Vec<(usize, usize)> =
-            self.order.iter().zip(&self.visuals).map(|(at, planned)| (*at, planned.visual.seconds.len())).collect();
+            self.order.iter().zip(&self.visuals).map(|(at, planned)| (*at, num_pictures(planned))).collect();
         in_record.sort_unstable();
         let mut pictures = pictures.into_iter();
         let mut parts: Vec<Vec<T>> =
@@ -134,6 +143,10 @@ impl Vision {
                 Self::Patches(own)
             }
             Self::Encoders(own) => Self::Encoders(own.with_backend(backend)),
+            Self::Ego(mut own) => {
+                own.pictures.settings = own.pictures.settings.with_backend(backend);
+                Self::Ego(own)
+            }
         }
     }
 
@@ -144,6 +157,8 @@ impl Vision {
             (Self::Tiles(own), VisualKind::Image) => Some(&own.token),
             (Self::Tiles(own), VisualKind::Video) => own.clips.as_ref().map(|clips| &clips.token),
             (Self::Patches(own), VisualKind::Image) => Some(&own.token),
+            (Self::Ego(own), VisualKind::Image | VisualKind::Video) => Some(&own.pictures.token),
+            (Self::Ego(own), VisualKind::Audio) => own.speech.as_ref().map(|speech| &speech.token),
             (Self::Patches(Patches { clips: ClipStyle::Whole(clips), .. }), VisualKind::Video) => Some(&clips.token),
             (Self::Encoders(own), kind) => own.placeholder(kind),
             _ => None,
@@ -154,22 +169,35 @@ impl Vision {
     pub fn in_text(&self, kind: VisualKind) -> String {
         let token = self.placeholder(kind).map_or("", |token| token.text.as_str());
         match self {
-            Self::Pictures(_) | Self::Tiles(_) => token.to_owned(),
+            Self::Pictures(_) | Self::Tiles(_) | Self::Ego(_) => token.to_owned(),
             Self::Patches(Patches { around: (start, end), .. }) => format!("{start}{token}{end}"),
             Self::Encoders(own) => own.in_text(kind),
         }
     }
 
     /// Whether a newline parts media from the words after them in a text that no template writes.
-    pub fn has_newline_after(&self) -> bool {
-        matches!(self, Self::Pictures(_) | Self::Tiles(_) | Self::Encoders(_))
+    pub fn has_newline_after(&self, format: Format) -> bool {
+        match self {
+            Self::Pictures(_) | Self::Tiles(_) | Self::Encoders(_) => true,
+            // Its published code takes texts with placeholders as they are.
+            Self::Ego(_) => format != Format::Llava,
+            Self::Patches(_) => false,
+        }
+    }
+
+    /// What becomes of sound, where the family hears.
+    pub fn speech(&self) -> Option<&Speech> {
+        match self {
+            Self::Ego(own) => own.speech.as_ref(),
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) | Self::Encoders(_) => None,
+        }
     }
 
     /// Texts that stand for media and are no tokens, with the ids that take their places; the text is tokenised between them.
     pub fn marks(&self) -> Vec<(&str, u32)> {
         match self {
             Self::Encoders(own) => own.marks(),
-            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => Vec::new(),
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) | Self::Ego(_) => Vec::new(),
         }
     }
 
@@ -177,7 +205,7 @@ impl Vision {
     pub fn class_tokens(&self, kind: VisualKind) -> Option<(usize, usize)> {
         match self {
             Self::Encoders(own) => own.class_tokens(kind),
-            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => None,
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) | Self::Ego(_) => None,
         }
     }
 
@@ -186,6 +214,7 @@ impl Vision {
         match self {
             Self::Encoders(own) => own.pads_square(kind),
             Self::Pictures(own) => own.settings.pad_square,
+            Self::Ego(own) => own.pictures.settings.pad_square,
             Self::Tiles(_) | Self::Patches(_) => false,
         }
     }
@@ -194,7 +223,7 @@ impl Vision {
     pub fn own_files(&self) -> &[(String, PathBuf)] {
         match self {
             Self::Encoders(own) => &own.files,
-            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) => &[],
+            Self::Pictures(_) | Self::Tiles(_) | Self::Patches(_) | Self::Ego(_) => &[],
         }
     }
 
@@ -210,7 +239,10 @@ impl Vision {
     pub fn tokens_per_image(&self) -> Option<usize> {
         match self {
             Self::Pictures(own) => own.settings.fixed_size().map(|(height, width)| own.count(height, width)),
-            Self::Tiles(_) | Self::Patches(_) | Self::Encoders(_) => None,
+            Self::Ego(own) if own.no_stills.is_none() => {
+                own.pictures.settings.fixed_size().map(|(height, width)| own.count_still(height, width))
+            }
+            Self::Tiles(_) | Self::Patches(_) | Self::Encoders(_) | Self::Ego(_) => None,
         }
     }
 
@@ -224,7 +256,30 @@ impl Vision {
         let num_images: usize = clips.places().filter(is_image).map(|place| place.frames.len()).sum();
         for place in clips.places() {
             let first = layout.visuals.len();
+            if let Some(sound) = place.clip.sound() {
+                let Some(speech) = self.speech() else {
+                    return Err(RecordError::new(
+                        "no_speech_side",
+                        &sample.origin,
+                        Some(&sample.id),
+                        "the record has sound, and the checkpoint takes none",
+                    )
+                    .hint("use a checkpoint with a speech encoder, or remove the sound from the record")
+                    .into());
+                };
+                let num_windows = sound
+                    .num_windows(speech.mel.window_samples(), &options.limits)
+                    .map_err(|error| DataError::media(sample, error))?;
+                let visual = speech.visual(num_windows);
+                let slots = vec![visual.num_tokens];
+                layout.visuals.push(Planned { visual, size: (0, 0), text: None, slots });
+                layout.of_reference.push(first..layout.visuals.len());
+                continue;
+            }
             match self {
+                Self::Ego(own) if place.is_clip => {
+                    layout.visuals.push(own.plan_clip(&place, sample, options)?);
+                }
                 Self::Patches(own) if own.takes_whole(&place) => {
                     let (planned, target) = own.plan_clip(&place, sample, options)?;
                     layout.targets[place.number] = target;
@@ -276,6 +331,11 @@ impl Vision {
                 ((height, width), own.grid(height, width), own.count(height, width))
             }
             Self::Tiles(own) => return own.plan_image(place, frame, Target::Own, sample, options),
+            Self::Ego(own) => {
+                own.check_still(place, sample)?;
+                let (height, width) = own.size_of(place, frame, sample, options)?;
+                ((height, width), own.pictures.grid(height, width), own.count_still(height, width))
+            }
             Self::Patches(own) => {
                 let (height, width) = source()?;
                 let (height, width) =
@@ -295,6 +355,7 @@ impl Vision {
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape(image),
             (Self::Tiles(own), _) => own.shape(image, target),
+            (Self::Ego(own), _) => own.pictures.settings.shape(image),
             // A medium without a size was refused when it was planned.
             (Self::Patches(own), Target::Own | Target::Frame | Target::Square) => {
                 match own.image_size(own_size.0, own_size.1) {
@@ -316,6 +377,7 @@ impl Vision {
         match (self, target) {
             (Self::Pictures(own), _) => own.settings.shape_key(),
             (Self::Tiles(own), _) => own.shape_key(target),
+            (Self::Ego(own), _) => own.pictures.settings.shape_key(),
             (Self::Patches(own), Target::Own | Target::Frame | Target::Square) => {
                 let Patches { image, patch, merge, .. } = own;
                 format!("{:?} {:?}, native, {:?} by {}", image.backend, image.filter, image.budget, patch * merge)
@@ -334,7 +396,7 @@ impl Vision {
     /// Shape of a row of values, where the pictures of a record have one.
     pub fn row_shape(&self, (height, width): (usize, usize)) -> Vec<usize> {
         match self {
-            Self::Pictures(_) => vec![3, height, width],
+            Self::Pictures(_) | Self::Ego(_) => vec![3, height, width],
             Self::Tiles(own) => vec![3, own.side, own.side],
             Self::Patches(own) => vec![own.row_len()],
             // Pictures of two sizes may stand in one record; their values follow one another.
@@ -347,6 +409,7 @@ impl Vision {
         match self {
             Self::Pictures(own) => own.write(pictures, values),
             Self::Tiles(own) => own.write(visuals, pictures, values),
+            Self::Ego(own) => own.pictures.write(pictures, values),
             Self::Patches(own) => own.write(visuals, pictures, values),
             Self::Encoders(own) => own.write(visuals, pictures, values),
         }
@@ -357,6 +420,7 @@ impl Vision {
         match (self, encoded.pixel_shape.as_slice()) {
             (Self::Pictures(own), &[_, height, width]) => own.undo(&encoded.pixels, height, width),
             (Self::Tiles(own), &[_, _, _]) => own.undo(&encoded.visuals, &encoded.pixels),
+            (Self::Ego(own), &[_, height, width]) => own.pictures.undo(&encoded.pixels, height, width),
             (Self::Patches(own), &[_]) => own.undo(&encoded.visuals, &encoded.pixels),
             (Self::Encoders(own), _) => own.undo(encoded),
             _ => Vec::new(),

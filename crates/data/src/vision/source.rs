@@ -8,7 +8,7 @@ use serde_json::Value;
 use super::fields::Fields;
 use super::pictures::Pictures;
 use super::settings::{ImageBackend, ImageSettings, image_class};
-use super::{Placeholder, Vision, encoders, llava_next, qwen};
+use super::{Placeholder, Vision, ego, encoders, llava_next, qwen};
 use crate::clips::VideoDefaults;
 use crate::error::DataError;
 use crate::tokenizer::{Tokenizer, read_optional};
@@ -30,6 +30,9 @@ impl Vision {
     /// # Errors
     /// A class or setting that is not supported, by name.
     pub fn read(files: &Files<'_>) -> Result<(Option<Self>, VideoDefaults), DataError> {
+        if let Some((vision, defaults)) = ego::read(files)? {
+            return Ok((Some(vision), defaults));
+        }
         if encoders::claims(files.config) {
             let (own, defaults) = encoders::read(files)?;
             return Ok((Some(Self::Encoders(own)), defaults));

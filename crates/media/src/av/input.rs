@@ -33,6 +33,8 @@ pub(crate) struct StreamInfo {
     pub index: usize,
     /// Whether it is video and not an attached picture.
     pub is_video: bool,
+    /// Whether it is sound.
+    pub is_audio: bool,
     /// Whether the container marks it as default.
     pub is_default: bool,
     /// libav's codec name.
@@ -256,6 +258,7 @@ impl Input {
             StreamInfo {
                 index,
                 is_video: parameters.codec_type == ffi::AVMediaType::VIDEO && !is_picture,
+                is_audio: parameters.codec_type == ffi::AVMediaType::AUDIO,
                 is_default: stream.disposition & ffi::AV_DISPOSITION_DEFAULT as c_int != 0,
                 codec: text(self.av.avcodec_get_name(parameters.codec_id)),
                 width: parameters.width.into(),

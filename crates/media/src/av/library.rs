@@ -10,8 +10,9 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use ffi::{
-    AVCodec, AVCodecContext, AVCodecID, AVCodecParameters, AVDictionary, AVFormatContext, AVFrame, AVIOContext,
-    AVInputFormat, AVOutputFormat, AVPacket, AVPixelFormat, AVRational, AVStream, SwsContext, SwsFilter,
+    AVChannelLayout, AVCodec, AVCodecContext, AVCodecID, AVCodecParameters, AVDictionary, AVFormatContext, AVFrame,
+    AVIOContext, AVInputFormat, AVOutputFormat, AVPacket, AVPixelFormat, AVRational, AVStream, SwrContext, SwsContext,
+    SwsFilter,
 };
 
 use super::ffi;
@@ -20,7 +21,7 @@ use crate::MediaError;
 /// A library of libav as it was found on this machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LibavLibrary {
-    /// `libavutil`, `libavcodec`, `libavformat` or `libswscale`.
+    /// `libavutil`, `libavcodec`, `libavformat`, `libswscale` or `libswresample`.
     pub name: &'static str,
     /// Its version: major, minor, micro.
     pub version: String,
@@ -48,7 +49,7 @@ struct Part {
 }
 
 /// In the order of opening: each needs only those before it.
-const PARTS: [Part; 4] = [
+const PARTS: [Part; 5] = [
     Part {
         name: "libavutil",
         version_query: c"avutil_version",
@@ -73,6 +74,12 @@ const PARTS: [Part; 4] = [
         major: ffi::LIBSWSCALE_VERSION_MAJOR,
         minor: ffi::LIBSWSCALE_VERSION_MINOR,
     },
+    Part {
+        name: "libswresample",
+        version_query: c"swresample_version",
+        major: ffi::LIBSWRESAMPLE_VERSION_MAJOR,
+        minor: ffi::LIBSWRESAMPLE_VERSION_MINOR,
+    },
 ];
 
 /// The parts as the dynamic linker opened them.
@@ -81,11 +88,13 @@ struct Opened {
     avcodec: libloading::Library,
     avformat: libloading::Library,
     swscale: libloading::Library,
+    swresample: libloading::Library,
 }
 
 /// The type of the functions that tell the version.
 type VersionQuery = unsafe extern "C" fn() -> c_uint;
-const _: [VersionQuery; 4] = [ffi::avutil_version, ffi::avcodec_version, ffi::avformat_version, ffi::swscale_version];
+const _: [VersionQuery; 5] =
+    [ffi::avutil_version, ffi::avcodec_version, ffi::avformat_version, ffi::swscale_version, ffi::swresample_version];
 
 type ReadCallback = Option<unsafe extern "C" fn(*mut c_void, *mut u8, c_int) -> c_int>;
 type SeekCallback = Option<unsafe extern "C" fn(*mut c_void, i64, c_int) -> i64>;
@@ -140,6 +149,8 @@ macro_rules! library {
 
 library! {
     avutil {
+        fn av_channel_layout_copy(to: *mut AVChannelLayout, from: *const AVChannelLayout) -> c_int;
+        fn av_channel_layout_default(layout: *mut AVChannelLayout, num_channels: c_int);
         fn av_dict_count(dictionary: *const AVDictionary) -> c_int;
         fn av_dict_free(dictionary: *mut *mut AVDictionary);
         fn av_dict_set(
@@ -149,6 +160,7 @@ library! {
         fn av_frame_free(frame: *mut *mut AVFrame);
         fn av_frame_get_buffer(frame: *mut AVFrame, align: c_int) -> c_int;
         fn av_frame_make_writable(frame: *mut AVFrame) -> c_int;
+        fn av_frame_unref(frame: *mut AVFrame);
         fn av_free(memory: *mut c_void);
         fn av_freep(memory: *mut c_void);
         fn av_get_pix_fmt(name: *const c_char) -> AVPixelFormat;
@@ -257,6 +269,11 @@ library! {
             saturation: c_int
         ) -> c_int;
     }
+    swresample {
+        fn swr_alloc() -> *mut SwrContext;
+        fn swr_convert_frame(context: *mut SwrContext, to: *mut AVFrame, from: *const AVFrame) -> c_int;
+        fn swr_free(context: *mut *mut SwrContext);
+    }
 }
 
 impl Library {
@@ -282,12 +299,13 @@ impl Library {
             found.push(check_version(part, &opened, file)?);
             Ok::<_, String>(opened)
         };
-        let [avutil, avcodec, avformat, swscale] = &PARTS;
+        let [avutil, avcodec, avformat, swscale, swresample] = &PARTS;
         let opened = Opened {
             avutil: open(avutil)?,
             avcodec: open(avcodec)?,
             avformat: open(avformat)?,
             swscale: open(swscale)?,
+            swresample: open(swresample)?,
         };
         Self::resolve(opened, found)
     }

@@ -1,5 +1,5 @@
 //! Owns every contact with libav: opening its libraries, demuxing over our own reader, decoding, colour conversion,
-//! encoding, muxing.
+//! resampling, encoding, muxing.
 //! It refuses to let a libav type out: what leaves this module is plain Rust, and all of its `unsafe` stands here.
 
 mod color;
@@ -7,6 +7,7 @@ mod decoder;
 mod input;
 mod library;
 mod output;
+mod resampler;
 
 pub(crate) use color::Converter;
 pub(crate) use decoder::{Decoder, Effort, Picture};
@@ -14,6 +15,7 @@ pub(crate) use input::{Input, Packet, StreamInfo};
 pub(crate) use library::Library;
 pub use library::{LibavLibrary, libav_libraries};
 pub(crate) use output::{Output, OutputOptions};
+pub(crate) use resampler::Resampler;
 
 use ffmpeg_sys_the_third as ffi;
 use std::ffi::{CStr, c_char, c_int};

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod audio;
 mod clips;
 mod common;
 mod frames;

@@ -236,6 +236,10 @@ impl EncodersConfig {
 /// Whether a configuration has the layout.
 pub(super) fn claims(raw: &Value) -> bool {
     let model_type = raw["model_type"].as_str().unwrap_or_default();
+    // EgoGPT has a layout of its own.
+    if model_type == "egogpt_qwen" {
+        return false;
+    }
     let names_one = !raw["mm_vision_tower"].is_null() || ENCODER_KEYS.iter().any(|key| !raw[*key].is_null());
     names_one || (model_type != "llava" && DECODERS.iter().any(|(known, _)| *known == model_type))
 }

@@ -2,6 +2,7 @@
 //! by name; absent fields take the defaults of the reference class.
 
 pub mod anyres;
+pub mod egogpt;
 pub mod encoders;
 pub mod fields;
 pub mod native;
@@ -9,12 +10,14 @@ mod onevision1_5;
 mod qwen3_vl;
 pub mod qwen_vl;
 pub mod rope;
+pub mod speech;
 pub mod text;
 pub mod vision;
 
 use crate::error::{ModelError, Result};
 use crate::seq2seq::config::Seq2SeqConfig;
 pub use anyres::AnyresConfig;
+pub use egogpt::EgoGptConfig;
 pub use encoders::EncodersConfig;
 use fields::Fields;
 use native::NativeFamily;
@@ -69,6 +72,8 @@ pub enum VisionKind {
     QwenVl(QwenVlConfig),
     /// Encoders beside a flat decoder configuration (LLaVA's original layout), one or two.
     Encoders(EncodersConfig),
+    /// Pictures of one size, averaged clips and sound (`egogpt_qwen`).
+    EgoGpt(Box<EgoGptConfig>),
 }
 
 /// A whole model's configuration.
@@ -117,6 +122,7 @@ pub const FAMILIES: &[&str] = &[
     "llava_qwen2",
     "llava_qwen3",
     "llava_phi3",
+    "egogpt_qwen",
     "llama",
     "mistral",
     "phi3",
@@ -148,6 +154,7 @@ impl ModelConfig {
             "qwen2_5_vl" => qwen_vl::read(place, &raw, NativeFamily::Qwen25Vl),
             "qwen3_vl" => qwen3_vl::read(place, &raw),
             "llavaonevision1_5" | "llava_onevision1_5" => onevision1_5::read(place, &raw),
+            "egogpt_qwen" => egogpt::read(place, &raw),
             "m2m_100" => {
                 let config = Seq2SeqConfig::read(place, &raw)?;
                 Ok(ModelConfig { model_type, family: FamilyConfig::Seq2Seq(config), raw })
@@ -191,6 +198,14 @@ impl ModelConfig {
         self.causal().and_then(|config| config.vision.as_ref())
     }
 
+    /// EgoGPT's sides.
+    pub fn egogpt(&self) -> Option<&EgoGptConfig> {
+        match self.vision() {
+            Some(VisionKind::EgoGpt(ego)) => Some(ego),
+            _ => None,
+        }
+    }
+
     /// The vision side of a LLaVA, whose pictures or tiles have one size.
     pub fn llava(&self) -> Option<&LlavaConfig> {
         match self.vision() {
@@ -209,7 +224,7 @@ impl ModelConfig {
 
     /// Whether the decoder's tensors have the names of a decoder alone.
     pub fn names_decoder_alone(&self) -> bool {
-        self.vision().is_none() || self.encoders().is_some()
+        matches!(self.vision(), None | Some(VisionKind::Encoders(_) | VisionKind::EgoGpt(_)))
     }
 
     /// Ids whose rows take features of images and clips.
@@ -222,6 +237,7 @@ impl ModelConfig {
             }
             Some(VisionKind::QwenVl(qwen)) => vec![qwen.image_token_id, qwen.video_token_id],
             Some(VisionKind::Encoders(_)) => vec![encoders::IMAGE_PLACEHOLDER, encoders::VIDEO_PLACEHOLDER],
+            Some(VisionKind::EgoGpt(ego)) => ego.image_token_id.into_iter().chain(ego.speech_token_id).collect(),
         }
     }
 
@@ -378,7 +394,7 @@ mod tests {
         );
         check(
             |v| v["model_type"] = json!("blip"),
-            "`config.json`: model_type `blip` is not known; known are llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llava_llama, llava_mistral, llava_qwen, llava_qwen2, llava_qwen3, llava_phi3, llama, mistral, phi3, qwen2, qwen3, m2m_100",
+            "`config.json`: model_type `blip` is not known; known are llava, llava_next, llava_next_video, llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, llavaonevision1_5, llava_onevision1_5, llava_llama, llava_mistral, llava_qwen, llava_qwen2, llava_qwen3, llava_phi3, egogpt_qwen, llama, mistral, phi3, qwen2, qwen3, m2m_100",
         );
     }
 }

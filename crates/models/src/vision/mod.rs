@@ -2,6 +2,7 @@
 //! a model has, and what it can be asked for.
 
 mod anyres;
+pub mod egogpt;
 pub mod encoders;
 pub mod llava;
 pub mod native;
@@ -13,7 +14,9 @@ use crate::decoder::OwnedPositions;
 use crate::error::{ModelError, Result};
 use crate::linear::Linear;
 use crate::model::{ModelInput, Visual};
+use crate::speech::SpeechSide;
 use crate::weights::Builder;
+use egogpt::EgoGptSide;
 use encoders::EncodersSide;
 use llava::LlavaSide;
 use native::NativeTower;
@@ -27,6 +30,8 @@ pub enum VisionSide {
     Native(NativeTower, Box<QwenVlConfig>),
     /// Encoders of their own for images and clips.
     Encoders(Box<EncodersSide>),
+    /// Pictures of one size through SigLIP, clips averaged, and sound.
+    EgoGpt(Box<EgoGptSide>),
 }
 
 /// What pictures are to a decoder, one row a token.
@@ -58,6 +63,9 @@ impl VisionSide {
             Some(VisionKind::Encoders(encoders)) => {
                 Some(VisionSide::Encoders(Box::new(EncodersSide::build(b, encoders, config.text.hidden_size)?)))
             }
+            Some(VisionKind::EgoGpt(ego)) => {
+                Some(VisionSide::EgoGpt(Box::new(EgoGptSide::build(b, ego, config.text.hidden_size)?)))
+            }
         })
     }
 
@@ -72,6 +80,7 @@ impl VisionSide {
                 Ok(Features { rows: tower.merge(t, &states)?, deep: states.deep })
             }
             VisionSide::Encoders(side) => Ok(side.features(t, pixels, visuals, recompute)?.into()),
+            VisionSide::EgoGpt(side) => Ok(side.features(t, pixels, visuals, recompute)?.into()),
         }
     }
 
@@ -85,13 +94,31 @@ impl VisionSide {
             VisionSide::Encoders(_) => Err(ModelError::Input(
                 "the states of encoders of their own for images and clips cannot be kept".to_owned(),
             )),
+            VisionSide::EgoGpt(_) => Err(ModelError::Input(
+                "the states of this tower cannot be kept: clips are averaged behind the projector".to_owned(),
+            )),
         }
+    }
+
+    /// The side that hears, where the model has one.
+    pub(crate) fn speech(&self) -> Option<&SpeechSide> {
+        match self {
+            VisionSide::EgoGpt(side) => side.speech.as_ref(),
+            VisionSide::Llava(_) | VisionSide::Native(..) | VisionSide::Encoders(_) => None,
+        }
+    }
+
+    /// Whether placeholders stand in the vocabulary. Where they do not, any number may stand in their rows.
+    pub(crate) fn has_placeholder_words(&self) -> bool {
+        !matches!(self, VisionSide::EgoGpt(_) | VisionSide::Encoders(_))
     }
 
     /// The positions of all tokens.
     pub(crate) fn positions(&self, input: &ModelInput) -> Result<OwnedPositions> {
         match self {
-            VisionSide::Llava(_) | VisionSide::Encoders(_) => Ok(OwnedPositions::One(input.positions.clone())),
+            VisionSide::Llava(_) | VisionSide::Encoders(_) | VisionSide::EgoGpt(_) => {
+                Ok(OwnedPositions::One(input.positions.clone()))
+            }
             VisionSide::Native(_, config) if config.positions == VisualPositions::Words => {
                 Ok(OwnedPositions::One(input.positions.clone()))
             }
@@ -105,6 +132,7 @@ impl VisionSide {
             VisionSide::Llava(side) => side.linears_mut(),
             VisionSide::Native(tower, _) => tower.linears_mut(),
             VisionSide::Encoders(side) => side.linears_mut(),
+            VisionSide::EgoGpt(side) => side.linears_mut(),
         }
     }
 }

@@ -29,6 +29,12 @@ pub fn expected(fixture: &Fixture, name: &str) -> Vec<f32> {
     f32s(&fixture.tensors, name).unwrap_or_else(|| panic!("no tensor `{name}` in {}", fixture.dir.display()))
 }
 
+/// The rows of logits that a fixture keeps, of those of all tokens.
+pub fn kept_rows(fixture: &Fixture, all: Vec<f32>, num_tokens: usize) -> Vec<f32> {
+    let stride = fixture.info["logits_stride"].as_u64().unwrap_or(1) as usize;
+    all.chunks(all.len() / num_tokens).step_by(stride).flatten().copied().collect()
+}
+
 pub fn load(fixture: &Fixture) -> Model {
     let options = LoadOptions { dtype: Some(DType::F32) };
     models::load(&fixture.dir, &options).unwrap_or_else(|e| panic!("{}: {e}", fixture.name())).0
@@ -98,6 +104,7 @@ fn logits_of_each_sample_alone() {
             &fixture.name(),
             fixture.samples().iter().enumerate().map(|(i, sample)| {
                 let ours = logits(&model, &[sample], &fixture.placeholders());
+                let ours = kept_rows(&fixture, ours, sample.ids.len());
                 check_elements(
                     &format!("logits of sample {i}"),
                     &ours,
@@ -146,6 +153,46 @@ fn image_features_after_the_projector() {
         let theirs = expected(&fixture, "batch.features");
         demand(&fixture.name(), [check_elements("features", &ours.value().to_vec_f32().unwrap(), &theirs, LOGITS)]);
     }
+}
+
+#[test]
+fn features_of_sound_after_the_projector() {
+    let heard = fixtures().into_iter().filter(|fixture| fixture.samples().iter().any(|s| !s.mel.is_empty()));
+    let mut num_heard = 0;
+    for fixture in heard {
+        let (model, samples) = (load(&fixture), fixture.samples());
+        let (input, _) = pack(&samples.iter().collect::<Vec<_>>(), &fixture.placeholders());
+        let ours = model.speech_features(&Tape::inference(), &input).unwrap().value().to_vec_f32().unwrap();
+        let theirs = expected(&fixture, "batch.speech_features");
+        demand(&fixture.name(), [check_elements("features of sound", &ours, &theirs, LOGITS)]);
+        num_heard += 1;
+    }
+    assert!(num_heard >= 3, "only {num_heard} folders hear");
+}
+
+#[test]
+fn sound_that_does_not_fit_is_refused() {
+    let fixture = Fixture::open(root().join("egogpt_openai"));
+    let model = load(&fixture);
+    let samples = fixture.samples();
+    let (input, _) = pack(&[&samples[4]], &fixture.placeholders());
+    // Numbers that stand in the vocabulary.
+    let input = models::ModelInput { ids: vec![0; input.ids.len()], ..input };
+    let refused = |change: &dyn Fn(&mut models::ModelInput), expected: &str| {
+        let mut input = input.clone();
+        change(&mut input);
+        let error = model.logits(&Tape::inference(), &input).err().unwrap().to_string();
+        assert!(error.contains(expected), "{error}");
+    };
+    refused(&|i| i.mel = None, "4 tokens of sound but no spectrogram");
+    refused(&|i| _ = i.speech_rows.pop(), "features and tokens of sound do not match: 4 features, 3 tokens");
+    refused(
+        &|i| i.mel = Some(tensor::Tensor::from_f32(&[0.0; 200], &[1, 10, 20]).unwrap()),
+        "the spectrogram has shape [1, 10, 20], the speech encoder expects [windows, 10, 24]",
+    );
+    let deaf = load(&Fixture::open(root().join("llava_siglip_qwen2")));
+    let error = deaf.logits(&Tape::inference(), &input).err().unwrap().to_string();
+    assert!(error.contains("takes no sound"), "{error}");
 }
 
 #[test]
@@ -213,7 +260,7 @@ fn check_gradients(params: &[NamedParam], gradients: &Gradients, fixture: &Fixtu
 fn frozen_parts_take_no_gradient_and_leave_the_others_alone() {
     for fixture in fixtures() {
         let model = load(&fixture);
-        for part in [Part::Vision, Part::Projector, Part::Llm] {
+        for part in Part::ALL {
             model.params().iter().for_each(|p| p.param.set_trainable(p.part == part));
             if !model.params().iter().any(|p| p.part == part) {
                 continue; // a decoder alone
@@ -257,6 +304,9 @@ fn greedy_continuation_of_two_prompts_at_once() {
                     pixels: sample.pixels[..num_values].to_vec(),
                     pixels_shape: shape,
                     visuals: sample.visuals.clone(),
+                    mel: sample.mel.clone(),
+                    mel_shape: sample.mel_shape.clone(),
+                    speech_token: sample.speech_token,
                 }
             })
             .collect();
@@ -317,13 +367,7 @@ fn a_cache_that_outgrows_the_switch_starts_again() {
     let model = load(&fixture);
     let switch = model.config().causal().unwrap().text.rope.switch().unwrap();
     let ids = fixture.samples()[0].ids.clone();
-    let part = |len: usize| Sample {
-        ids: ids[..len].to_vec(),
-        labels: vec![],
-        pixels: vec![],
-        pixels_shape: vec![],
-        visuals: vec![],
-    };
+    let part = |len: usize| Sample { ids: ids[..len].to_vec(), ..Sample::default() };
     let starts = [switch - 2, switch + 1, 3];
     let prompts: Vec<Sample> = starts.map(part).into_iter().collect();
     let (input, _) = pack(&prompts.iter().collect::<Vec<_>>(), &fixture.placeholders());

@@ -14,6 +14,7 @@ pub struct Fixture {
 }
 
 /// One encoded conversation.
+#[derive(Default)]
 pub struct Sample {
     pub ids: Vec<u32>,
     pub labels: Vec<i32>,
@@ -22,6 +23,12 @@ pub struct Sample {
     pub pixels_shape: Vec<usize>,
     /// Images and clips, where pictures have no common size.
     pub visuals: Vec<Visual>,
+    /// Log-mel spectrograms of sound.
+    pub mel: Vec<f32>,
+    /// Windows, mels, frames.
+    pub mel_shape: Vec<usize>,
+    /// The id whose rows take features of sound.
+    pub speech_token: Option<u32>,
 }
 
 /// `fixtures/models`.
@@ -47,7 +54,10 @@ impl Fixture {
     /// The ids that take features of images and clips; a decoder alone has none.
     pub fn placeholders(&self) -> Vec<u32> {
         let config = json(&self.dir.join("config.json"));
-        if ["mm_vision_tower", "image_encoder", "video_encoder"].iter().any(|key| !config[*key].is_null()) {
+        let is_original = config["model_type"] != "egogpt_qwen";
+        if is_original
+            && ["mm_vision_tower", "image_encoder", "video_encoder"].iter().any(|key| !config[*key].is_null())
+        {
             return [-200i32, -300].map(|id| id as u32).to_vec();
         }
         let keys = ["image_token_index", "image_token_id", "video_token_id", "video_token_index"];
@@ -56,11 +66,16 @@ impl Fixture {
 
     /// The samples in order.
     pub fn samples(&self) -> Vec<Sample> {
+        let speech_token = json(&self.dir.join("config.json"))["speech_token_index"].as_u64().map(|id| id as u32);
         let mut out = Vec::new();
         while let Some(view) = self.tensors.get(&format!("sample{}.input_ids", out.len())) {
             let labels = self.tensors.get(&format!("sample{}.labels", out.len())).unwrap();
             let pixels = self.tensors.get(&format!("sample{}.pixel_values", out.len()));
+            let mel = self.tensors.get(&format!("sample{}.mel", out.len()));
             out.push(Sample {
+                mel_shape: mel.as_ref().map_or_else(Vec::new, |m| m.shape.to_vec()),
+                mel: mel.map_or_else(Vec::new, |m| floats(m.data).collect()),
+                speech_token,
                 ids: i64s(view.data).map(|v| v as u32).collect(),
                 labels: i64s(labels.data).map(|v| v as i32).collect(),
                 pixels_shape: pixels.as_ref().map_or_else(Vec::new, |p| p.shape.to_vec()),
@@ -109,22 +124,46 @@ pub fn f64s(file: &SafeTensors, name: &str) -> Option<Vec<f64>> {
 pub fn pack(samples: &[&Sample], placeholders: &[u32]) -> (ModelInput, Vec<i32>) {
     let (mut ids, mut positions, mut labels, mut cu) = (Vec::new(), Vec::new(), Vec::new(), vec![0]);
     let (mut pixels, mut shape, mut visuals) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut mel, mut mel_shape, mut speech_rows) = (Vec::new(), Vec::new(), Vec::new());
     for sample in samples {
+        let first = ids.len() as u32;
+        let heard = (0..).zip(&sample.ids).filter(|(_, id)| Some(**id) == sample.speech_token);
+        speech_rows.extend(heard.map(|(row, _): (u32, _)| first + row));
+        mel.extend(&sample.mel);
+        join(&mut mel_shape, &sample.mel_shape);
         positions.extend(0..sample.ids.len() as u32);
         ids.extend(&sample.ids);
         labels.extend(&sample.labels);
         cu.push(ids.len());
         pixels.extend(&sample.pixels);
         visuals.extend(&sample.visuals);
-        match (shape.first_mut(), sample.pixels_shape.first()) {
-            (Some(rows), Some(more)) => *rows += more,
-            (None, Some(_)) => shape.clone_from(&sample.pixels_shape),
-            (_, None) => {}
-        }
+        join(&mut shape, &sample.pixels_shape);
     }
     let image_rows = (0..ids.len() as u32).filter(|&i| placeholders.contains(&ids[i as usize])).collect();
     let pixels = (!shape.is_empty() && shape[0] > 0).then(|| Tensor::from_f32(&pixels, &shape).unwrap());
-    (ModelInput { ids, positions, cu_seqlens: cu.into(), pixels, image_rows, visuals, ..ModelInput::default() }, labels)
+    let mel = (!mel.is_empty()).then(|| Tensor::from_f32(&mel, &mel_shape).unwrap());
+    let cu_seqlens = cu.into();
+    let input = ModelInput {
+        ids,
+        positions,
+        cu_seqlens,
+        pixels,
+        image_rows,
+        visuals,
+        mel,
+        speech_rows,
+        ..ModelInput::default()
+    };
+    (input, labels)
+}
+
+/// The shape of rows with more rows behind them.
+fn join(shape: &mut Vec<usize>, more: &[usize]) {
+    match (shape.first_mut(), more.first()) {
+        (Some(rows), Some(more)) => *rows += more,
+        (None, Some(_)) => *shape = more.to_vec(),
+        (_, None) => {}
+    }
 }
 
 /// What the file of an adapter calls a tensor: matrices keep their names, modules trained whole have the base's.

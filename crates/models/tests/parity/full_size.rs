@@ -15,6 +15,7 @@ const WITHOUT_REFERENCE: &[&str] = &[
     "llava_qwen2",
     "llava_qwen3",
     "llava_phi3",
+    "egogpt_qwen",
 ];
 
 fn published() -> Value {

@@ -24,6 +24,7 @@ pub(crate) mod rows;
 pub(crate) mod scale;
 #[cfg(test)]
 pub(crate) mod testing;
+pub(crate) mod unfold;
 
 use std::ops::Range;
 

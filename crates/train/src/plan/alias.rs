@@ -1,7 +1,7 @@
 //! Names that users of other tools know. Owns the table from their names to ours and what each one's value becomes; names
 //! with another meaning stand in it as well, with the reason why they are refused.
 
-use super::data_section::MEDIA_DIR;
+use super::data_section::{AUDIO_DIR, MEDIA_DIR};
 use super::field::join;
 use super::node::{Node, Place};
 use super::problem::Problem;
@@ -50,6 +50,7 @@ const QWEN_SERIES: &str = "Qwen-VL-Series-Finetune";
 const NEXT: &str = "LLaVA-NeXT";
 const LMMS: &str = "lmms-engine";
 const LLAVA: &str = "LLaVA";
+const EGO: &str = "EgoGPT";
 const EGO4D: &str = "Ego4D trainer";
 
 /// Every foreign name that the plan answers to.
@@ -116,6 +117,8 @@ pub(crate) const ALIASES: &[Alias] = {
         alias("vision_lr", Same("method.learning_rates.vision"), QWEN_SERIES),
         alias("vision_tower_lr", Same("method.learning_rates.vision"), QWEN),
         alias("mm_vision_tower_lr", Same("method.learning_rates.vision"), NEXT),
+        alias("mm_speech_encoder_lr", Same("method.learning_rates.speech"), EGO),
+        alias("speech_projector_lr", Same("method.learning_rates.speech_projector"), EGO),
         alias("aligner_lr", Same("method.learning_rates.projector"), SWIFT),
         alias("merger_lr", Same("method.learning_rates.projector"), QWEN_SERIES),
         alias("mm_projector_lr", Same("method.learning_rates.projector"), QWEN),
@@ -137,6 +140,7 @@ pub(crate) const ALIASES: &[Alias] = {
         // Data
         alias("data_path", Same("data.train"), EGO4D),
         alias("video_folder", Same(MEDIA_DIR), EGO4D),
+        alias("audio_folder", Same(AUDIO_DIR), EGO4D),
         alias("image_folder", Same(MEDIA_DIR), LLAVA),
         alias("dataset", Refused("write `data.train: [{path: FILE, media_dir: DIR}]`"), FACTORY),
         alias("eval_dataset", Refused("write `data.eval: [{path: FILE, media_dir: DIR}]`"), FACTORY),
@@ -190,7 +194,6 @@ pub(crate) const ALIASES: &[Alias] = {
             Refused("not built yet; put the records to hold out into a file and name it in `data.eval`"),
             FACTORY,
         ),
-        alias("audio_folder", Refused("sound is not built yet"), EGO4D),
         alias("hf_dataset_name", Refused("not built yet; download it and write `data.train: [{path: FILE}]`"), EGO4D),
         alias(
             "hf_dataset_config",

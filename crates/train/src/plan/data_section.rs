@@ -10,6 +10,8 @@ use super::problem::Problem;
 
 /// The folder that other tools name once for all datasets; ours stands in each dataset.
 pub(super) const MEDIA_DIR: &str = "data.media_dir";
+/// The same of sound.
+pub(super) const AUDIO_DIR: &str = "data.audio_dir";
 
 /// The keys; those inside a list, such as `data.train[].path`, are for the reference page only.
 pub(super) fn fields() -> Vec<FieldDoc> {
@@ -26,16 +28,17 @@ pub(super) fn fields() -> Vec<FieldDoc> {
 pub(super) fn read(source: &Source, problems: &mut Vec<Problem>) -> DataPlan {
     let mut section = Map::new();
     for (path, given) in &source.given {
-        if path == MEDIA_DIR {
+        if path == MEDIA_DIR || path == AUDIO_DIR {
             continue;
         }
         let Some(key) = path.strip_prefix("data.") else { continue };
         insert(&mut section, key, given.node.to_json());
     }
-    if let Some(given) = source.given.get(MEDIA_DIR) {
+    for (path, key) in [(MEDIA_DIR, "media_dir"), (AUDIO_DIR, "audio_dir")] {
+        let Some(given) = source.given.get(path) else { continue };
         for set in ["train", "eval"] {
             if let Some(datasets) = section.get_mut(set) {
-                add_media_dir(datasets, &given.node.to_json());
+                add_dir(datasets, key, &given.node.to_json());
             }
         }
     }
@@ -71,12 +74,12 @@ fn insert(section: &mut Map<String, Json>, key: &str, value: Json) {
     }
 }
 
-fn add_media_dir(datasets: &mut Json, media_dir: &Json) {
+fn add_dir(datasets: &mut Json, key: &str, dir: &Json) {
     match datasets {
-        Json::Array(items) => items.iter_mut().for_each(|item| add_media_dir(item, media_dir)),
-        Json::String(path) => *datasets = json!({"path": path, "media_dir": media_dir}),
+        Json::Array(items) => items.iter_mut().for_each(|item| add_dir(item, key, dir)),
+        Json::String(path) => *datasets = json!({"path": path, (key): dir}),
         Json::Object(dataset) => {
-            dataset.entry("media_dir").or_insert_with(|| media_dir.clone());
+            dataset.entry(key).or_insert_with(|| dir.clone());
         }
         _ => {}
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::alias::{ALIASES, Meaning};
-use super::data_section::MEDIA_DIR;
+use super::data_section::{AUDIO_DIR, MEDIA_DIR};
 use super::fields;
 
 /// The page as Markdown.
@@ -53,6 +53,7 @@ pub fn reference_page() -> String {
 fn accepted(meaning: Meaning) -> Option<String> {
     Some(match meaning {
         Meaning::Same(MEDIA_DIR) => "`media_dir` of every dataset that has none".to_owned(),
+        Meaning::Same(AUDIO_DIR) => "`audio_dir` of every dataset that has none".to_owned(),
         Meaning::Same(ours) => format!("`{ours}`"),
         Meaning::Section(ours) => format!("section `{ours}`"),
         Meaning::Freeze(part) => format!("`true`: `method.freeze: [{part}]`"),

@@ -141,7 +141,7 @@ section! {
         kind: Option<MethodKind> = None;
         /// Under `lora`: parts, tensor names or regular expressions trained whole beside the adapter (PEFT `modules_to_save`).
         also_train: Vec<String> = Vec::new();
-        /// Parts (`vision`, `projector`, `llm`), tensor names or regular expressions that do not train.
+        /// Parts (`vision`, `projector`, `llm`; `speech`, `speech_projector` where the model hears), tensor names or regular expressions that do not train.
         freeze: Vec<String> = Vec::new();
         sections {
             /// The adapter of `lora`.
@@ -187,6 +187,10 @@ section! {
         projector: Option<f64> = None;
         /// The language model.
         llm: Option<f64> = None;
+        /// The speech encoder.
+        speech: Option<f64> = None;
+        /// The projector of speech.
+        speech_projector: Option<f64> = None;
     }
 }
 

@@ -30,6 +30,8 @@ pub(super) fn problems(plan: &Plan, source: &Source) -> Vec<Problem> {
 
 /// A part of the model, or a pattern over tensor names, as `freeze` and `also_train` take them.
 pub(super) const PARTS: [&str; 3] = ["vision", "projector", "llm"];
+/// Those of models that hear.
+const SPEECH_PARTS: [&str; 2] = ["speech", "speech_projector"];
 
 struct Findings<'a> {
     plan: &'a Plan,
@@ -168,6 +170,8 @@ impl Findings<'_> {
             ("vision", method.learning_rates.vision),
             ("projector", method.learning_rates.projector),
             ("llm", method.learning_rates.llm),
+            ("speech", method.learning_rates.speech),
+            ("speech_projector", method.learning_rates.speech_projector),
         ];
         let mut named = vec![("train.learning_rate".to_owned(), Some(train.learning_rate))];
         named.extend(rates.iter().map(|(part, rate)| (format!("method.learning_rates.{part}"), *rate)));
@@ -181,8 +185,8 @@ impl Findings<'_> {
             }
         }
         let mut trains: Vec<&str> = match method.kind {
-            Some(MethodKind::Projector) => vec!["projector"],
-            _ => PARTS.to_vec(),
+            Some(MethodKind::Projector) => vec!["projector", "speech_projector"],
+            _ => PARTS.into_iter().chain(SPEECH_PARTS).collect(),
         };
         trains.retain(|part| !method.freeze.iter().any(|name| name == part));
         for (part, rate) in rates {
@@ -191,6 +195,7 @@ impl Findings<'_> {
                 self.add(&key, format!("`{key}` is given, but `{part}` does not train"), "remove it");
             }
         }
+        trains.retain(|part| !SPEECH_PARTS.contains(part));
         let own = |part: &&str| rates.iter().any(|(name, rate)| *name == *part && rate.is_some());
         if self.given("train.learning_rate") && !trains.is_empty() && trains.iter().all(own) {
             let message =
@@ -445,6 +450,8 @@ impl Findings<'_> {
                 method.learning_rates.vision,
                 method.learning_rates.projector,
                 method.learning_rates.llm,
+                method.learning_rates.speech,
+                method.learning_rates.speech_projector,
             ];
             if let Some(rate) = rates.into_iter().flatten().find(|rate| *rate <= settings.lr_end) {
                 let message = format!("`lr_end` is `{}`, not below the learning rate `{rate}`", settings.lr_end);

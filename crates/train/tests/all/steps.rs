@@ -181,6 +181,7 @@ fn parts_have_their_own_rates() {
             models::Part::Vision => 1e-6,
             models::Part::Projector => 1e-3,
             models::Part::Llm => 1e-5,
+            other => unreachable!("the model has no {}", other.name()),
         };
         assert_eq!(trained.learning_rate, expected);
         assert_eq!(

@@ -30,6 +30,46 @@ fn config(changes: &[(&str, Value)]) -> ModelConfig {
     ModelConfig::from_json("config.json", value).unwrap()
 }
 
+/// An EgoGPT of like size, whose speech encoder has most to keep.
+fn hearing() -> ModelConfig {
+    let value = json!({
+        "model_type": "egogpt_qwen", "hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6,
+        "num_key_value_heads": 2, "vocab_size": 4096, "tie_word_embeddings": false, "mm_projector_type": "mlp2x_gelu",
+        "mm_patch_merge_type": "spatial_unpad", "speech_encoder": "tiny", "speech_encoder_hidden_size": 96, "speech_projector_hidden_size": 128,
+        "vision_config": {"model_type": "siglip_vision_model", "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "image_size": 112, "patch_size": 14, "vision_use_head": false},
+        "speech_config": {"d_model": 96, "encoder_ffn_dim": 384, "encoder_layers": 4, "encoder_attention_heads": 4, "num_mel_bins": 40,
+            "max_source_positions": 250}
+    });
+    ModelConfig::from_json("config.json", value).unwrap()
+}
+
+/// A clip of three frames and two windows of sound before the text.
+fn heard(text: usize) -> Batch {
+    let (num_seen, num_heard) = (IMAGES as u32 * 16 + 1, 2 * 50);
+    let total = (num_seen + num_heard) as usize + text;
+    let is_medium = |i: usize| i < (num_seen + num_heard) as usize;
+    let ids: Vec<u32> = (0..total).map(|i| if is_medium(i) { 1 } else { 2 + (i * 37 % 4000) as u32 }).collect();
+    let visual = Visual { kind: VisualKind::Video, grid: [IMAGES, 8, 8], ..Visual::default() };
+    Batch {
+        labels: ids.iter().map(|id| if *id == 1 { data::IGNORE } else { *id as i32 }).collect(),
+        ids,
+        positions: (0..total as u32).collect(),
+        cu_seqlens: vec![0, total],
+        pixels: (0..IMAGES * 3 * 112 * 112).map(|i| (i % 255) as f32 / 127.5 - 1.0).collect(),
+        num_images: IMAGES,
+        pixel_shape: vec![3, 112, 112],
+        image_rows: (0..num_seen).collect(),
+        visuals: vec![visual],
+        mel: (0..2 * 40 * 500).map(|i| (i % 201) as f32 / 100.0 - 1.0).collect(),
+        mel_shape: vec![40, 500],
+        speech_rows: (num_seen..num_seen + num_heard).collect(),
+        sample_ids: vec!["0".to_owned()],
+        sample_index: vec![0],
+        ..Batch::default()
+    }
+}
+
 /// Pictures of any size before a decoder of as many layers: with mergers behind some blocks, or with class tokens.
 fn native(kind: &str) -> ModelConfig {
     let text = json!({"hidden_size": 192, "intermediate_size": 512, "num_hidden_layers": 6, "num_attention_heads": 6, "num_key_value_heads": 2,
@@ -69,6 +109,9 @@ fn visuals(config: &ModelConfig) -> (Vec<Visual>, usize) {
 }
 
 fn batch(config: &ModelConfig, text: usize) -> Batch {
+    if config.egogpt().is_some() {
+        return heard(text);
+    }
     let Some(llava) = config.llava() else { return native_batch(text) };
     let (visuals, num_rows) = visuals(config);
     let num_pictures = if visuals.is_empty() { IMAGES } else { 5 };
@@ -140,6 +183,14 @@ fn planned_peaks_are_within_five_percent_of_counted_ones() {
     for (kind, dtype, recompute, freeze) in cases {
         for text in [TEXT, 4 * TEXT] {
             check(&config, kind, dtype, recompute, freeze, text);
+        }
+    }
+    let hearing = hearing();
+    for (kind, freeze) in [(MethodKind::Full, false), (MethodKind::Full, true), (MethodKind::Projector, false)] {
+        for dtype in [DType::F32, DType::BF16] {
+            for recompute in [false, true] {
+                check(&hearing, kind, dtype, recompute, freeze, TEXT);
+            }
         }
     }
     for config in tiled() {

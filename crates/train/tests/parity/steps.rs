@@ -56,7 +56,10 @@ fn plan(run: &Run, recompute: bool) -> Plan {
         }
         None if parts == ["projector"] => ("{kind: projector}".to_owned(), String::new()),
         None => {
-            let frozen: Vec<&str> = ["vision", "projector", "llm"].into_iter().filter(|p| !parts.contains(p)).collect();
+            let hears =
+                ["speech", "speech_projector"].into_iter().filter(|_| run.fixture.name().starts_with("egogpt_"));
+            let all = ["vision", "projector", "llm"].into_iter().chain(hears);
+            let frozen: Vec<&str> = all.filter(|p| !parts.contains(p)).collect();
             (format!("{{kind: full, freeze: [{}]}}", frozen.join(", ")), String::new())
         }
     };
@@ -91,6 +94,9 @@ fn batch(samples: &[&Sample], numbers: &[u64], placeholders: &[u32]) -> Batch {
         visuals: visuals.collect(),
         sample_ids: numbers.iter().map(|n| format!("sample{n}")).collect(),
         sample_index: numbers.to_vec(),
+        mel_shape: input.mel.as_ref().map_or_else(Vec::new, |mel| mel.shape()[1..].to_vec()),
+        mel: input.mel.map_or_else(Vec::new, |mel| mel.to_vec_f32().unwrap()),
+        speech_rows: input.speech_rows,
         target: None,
     }
 }

@@ -71,6 +71,7 @@ pub const PRESETS: &[Preset] = &[
     family("llava_qwen2", "PATH_OF_A_CHECKPOINT", Method::Lora(ATTENTION), Media::Frames),
     family("llava_qwen3", "PATH_OF_A_CHECKPOINT", Method::Lora(ATTENTION), Media::Frames),
     family("llava_phi3", "PATH_OF_A_CHECKPOINT", Method::Lora(FUSED_ATTENTION), Media::Frames),
+    family("egogpt_qwen", "lmms-lab/EgoGPT-7b-EgoIT-EgoLife", Method::Lora(ATTENTION), Media::Frames),
     family("llama", "meta-llama/Llama-3.1-8B-Instruct", Method::Lora(ATTENTION), Media::Text),
     family("mistral", "mistralai/Mistral-7B-Instruct-v0.3", Method::Lora(ATTENTION), Media::Text),
     family("phi3", "microsoft/Phi-4-mini-instruct", Method::Lora(FUSED_ATTENTION), Media::Text),
