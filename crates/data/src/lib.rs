@@ -12,6 +12,7 @@ mod batch;
 mod cache;
 mod clips;
 mod content;
+mod csv_index;
 mod dataset;
 mod encode;
 mod error;
@@ -27,6 +28,8 @@ mod pack;
 mod plan;
 mod processor;
 mod record;
+mod select;
+mod ssv2;
 mod template;
 mod text_pair;
 mod tokenizer;
@@ -45,7 +48,9 @@ pub use loader::{
     largest_batches, measure_records,
 };
 pub use options::{EncodeOptions, OnLong};
-pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField};
+pub use plan::{DataPlan, DatasetPlan, FIELDS as PLAN_FIELDS, LimitsPlan, PlanField, SplitPlan};
 pub use processor::{Processor, TemplateChoice};
 pub use record::{Format, MediaKind, MediaRef, MediaSource, Origin, Part, Role, Sample, Turn};
+pub use select::Selected;
+pub use ssv2::{SSV2_PROMPT, Ssv2Options, convert_ssv2};
 pub use vision::ImageBackend;

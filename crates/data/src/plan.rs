@@ -15,6 +15,7 @@ use crate::error::DataError;
 use crate::loader::{LoaderOptions, OnBadMedia};
 use crate::options::{EncodeOptions, OnLong};
 use crate::record::Format;
+use crate::select::{Selection, SplitPart};
 use crate::vision::ImageBackend;
 
 /// One key of the section, for the parser's messages and the reference page.
@@ -49,15 +50,40 @@ pub const FIELDS: &[PlanField] = &[
         "Training datasets, read one after the other; a text is the `path` of one.",
     ),
     field("eval", "list of datasets", "[]", "Evaluation datasets; needed when an evaluation is asked for."),
-    field("train[].path", "path", "null", "A `.json` or `.jsonl` file. Required."),
+    field(
+        "train[].path",
+        "path",
+        "null",
+        "A `.json` or `.jsonl` file, or a `.csv` or `.tsv` table whose header names the fields. Required.",
+    ),
     field(
         "train[].format",
-        "auto | conversation | llava | messages | seq2seq",
+        "auto | conversation | llava | messages | seq2seq | ego4d | mcq | qa | caption",
         "\"auto\"",
-        "Shape of the records; `auto` tells it from the first records.",
+        "Shape of the records; `auto` tells it from the first records. `ego4d` is `llava` with an optional `audio`; `mcq` asks as Video-MME does and learns the letter; a caption answers \"Describe this video.\" or \"Describe this image.\".",
     ),
     field("train[].media_dir", "path", "null", "Folder of relative media paths; the file's own folder otherwise."),
     field("train[].weight", "number", "1.0", "Share of the dataset in an epoch. Only 1 is built yet."),
+    field(
+        "train[].max_samples",
+        "count",
+        "null",
+        "Only the first so many of its records, of those that `video_ids_file` leaves.",
+    ),
+    field(
+        "train[].video_ids_file",
+        "path",
+        "null",
+        "Only the records that this file names, one id a line: a record's id, its clip's, or the name of its file with or without the ending.",
+    ),
+    field("video_ids_file", "path", "null", "The same for every training dataset that names no such file itself."),
+    field(
+        "split.ratio",
+        "number",
+        "null",
+        "In place of `eval`: this share of each training dataset, rounded up, is held out for evaluation. By records, so that one clip may be in both parts. What a dataset's choices leave out is no record of the run: the run says how many, and the ledger's counts are of the others.",
+    ),
+    field("split.seed", "whole number", "null", "Seed of that choice; 42 when not given."),
     field("num_frames", "count", "null", "Frames a clip, where the record does not say; excludes `fps`."),
     field(
         "fps",
@@ -187,7 +213,7 @@ const MAX_WORKERS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetPlan {
-    /// A `.json` or `.jsonl` file.
+    /// A `.json`, `.jsonl`, `.csv` or `.tsv` file.
     pub path: PathBuf,
     /// Shape of the records.
     #[serde(default)]
@@ -198,7 +224,26 @@ pub struct DatasetPlan {
     /// Share of the dataset in an epoch.
     #[serde(default = "one")]
     pub weight: f64,
+    /// Only the first so many records.
+    #[serde(default)]
+    pub max_samples: Option<u64>,
+    /// Only the records that this file names.
+    #[serde(default)]
+    pub video_ids_file: Option<PathBuf>,
 }
+
+/// A part of the training records held out for evaluation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitPlan {
+    /// Share that is held out.
+    pub ratio: Option<f64>,
+    /// Seed of the choice.
+    pub seed: Option<u64>,
+}
+
+/// Seed of a split when the plan does not say.
+const SPLIT_SEED: u64 = 42;
 
 fn one() -> f64 {
     1.0
@@ -273,6 +318,10 @@ pub struct DataPlan {
     /// Evaluation datasets.
     #[serde(deserialize_with = "datasets")]
     pub eval: Vec<DatasetPlan>,
+    /// Only the records that this file names.
+    pub video_ids_file: Option<PathBuf>,
+    /// Records held out for evaluation.
+    pub split: SplitPlan,
     /// Frames a clip.
     pub num_frames: Option<usize>,
     /// Frames a second.
@@ -330,6 +379,8 @@ impl Default for DataPlan {
         Self {
             train: Vec::new(),
             eval: Vec::new(),
+            video_ids_file: None,
+            split: SplitPlan::default(),
             num_frames: None,
             fps: None,
             min_frames: None,
@@ -450,8 +501,44 @@ impl DataPlan {
                 let what = format!("`weight: {}` is not built yet", set.weight);
                 return refuse("train", what, "remove it; datasets are read whole, one after the other");
             }
+            if set.max_samples == Some(0) {
+                let what = "a dataset has `max_samples: 0`";
+                return refuse("train", what.into(), "leave it out for all records, or remove the dataset");
+            }
+        }
+        self.check_split()
+    }
+
+    fn check_split(&self) -> Result<(), DataError> {
+        let refuse = |key: &str, what: String, hint: &str| {
+            Err(DataError::Plan { key: format!("data.{key}"), what, hint: hint.to_owned() })
+        };
+        let Some(ratio) = self.split.ratio else {
+            return match self.split.seed {
+                None => Ok(()),
+                Some(_) => refuse("split.seed", "needs `data.split.ratio`".into(), "add it, or remove this key"),
+            };
+        };
+        if !(ratio > 0.0 && ratio < 1.0) {
+            let hint = "the share of the records to hold out, such as 0.05";
+            return refuse("split.ratio", format!("must lie between 0 and 1, found {ratio}"), hint);
+        }
+        if !self.eval.is_empty() {
+            let what = "holds out records for evaluation, beside the datasets of `data.eval`";
+            return refuse("split.ratio", what.into(), "keep one of them");
         }
         Ok(())
+    }
+
+    /// Whether there is anything to evaluate on: datasets, or a part of the training records.
+    pub fn has_eval(&self) -> bool {
+        !self.eval.is_empty() || self.split.ratio.is_some()
+    }
+
+    /// The part of the training records that the split asks for.
+    fn split_part(&self, held_out: bool) -> Option<SplitPart> {
+        let seed = self.split.seed.unwrap_or(SPLIT_SEED);
+        self.split.ratio.map(|ratio| SplitPart { ratio, seed, held_out })
     }
 
     fn rule(&self) -> Result<Option<FrameRule>, DataError> {
@@ -470,7 +557,7 @@ impl DataPlan {
     /// # Errors
     /// A file cannot be read, holds no record, or its format cannot be told.
     pub fn open_train(&self) -> Result<Dataset, DataError> {
-        open_all(&self.train, "data.train")
+        self.open_part(false)
     }
 
     /// Opens the evaluation datasets as one.
@@ -478,7 +565,20 @@ impl DataPlan {
     /// # Errors
     /// As [`DataPlan::open_train`].
     pub fn open_eval(&self) -> Result<Dataset, DataError> {
-        open_all(&self.eval, "data.eval")
+        if self.eval.is_empty() && self.split.ratio.is_some() {
+            return self.open_part(true);
+        }
+        open_all(&self.eval, "data.eval", own_selection)
+    }
+
+    /// Opens the training records, or those of them that are held out.
+    fn open_part(&self, held_out: bool) -> Result<Dataset, DataError> {
+        let split = self.split_part(held_out);
+        let list = self.video_ids_file.as_deref();
+        open_all(&self.train, "data.train", |set| {
+            let own = own_selection(set);
+            Selection { ids: own.ids.or(list), split, ..own }
+        })
     }
 
     /// What the section asks of every record.
@@ -560,7 +660,16 @@ impl DataPlan {
     }
 }
 
-fn open_all(plans: &[DatasetPlan], key: &str) -> Result<Dataset, DataError> {
+/// What one dataset says about its records.
+fn own_selection(set: &DatasetPlan) -> Selection<'_> {
+    Selection { ids: set.video_ids_file.as_deref(), max_samples: set.max_samples, split: None }
+}
+
+fn open_all<'a>(
+    plans: &'a [DatasetPlan],
+    key: &str,
+    selection: impl Fn(&'a DatasetPlan) -> Selection<'a>,
+) -> Result<Dataset, DataError> {
     if plans.is_empty() {
         return Err(DataError::Plan {
             key: key.into(),
@@ -570,7 +679,7 @@ fn open_all(plans: &[DatasetPlan], key: &str) -> Result<Dataset, DataError> {
     }
     let sets = plans
         .iter()
-        .map(|p| open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref()))
+        .map(|p| open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?.select(&selection(p)))
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Dataset::concat(sets))
 }
@@ -584,13 +693,21 @@ fn datasets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Dat
         one => vec![one],
     };
     let read = |item: Value| match item {
-        Value::String(path) => {
-            Ok(DatasetPlan { path: path.into(), format: Format::Auto, media_dir: None, weight: 1.0 })
-        }
+        Value::String(path) => Ok(DatasetPlan {
+            path: path.into(),
+            format: Format::Auto,
+            media_dir: None,
+            weight: 1.0,
+            max_samples: None,
+            video_ids_file: None,
+        }),
         other => serde_json::from_value(other).map_err(D::Error::custom),
     };
     items.into_iter().map(read).collect()
 }
+
+/// Keys that hold keys.
+const NESTED: [&str; 2] = ["limits", "split"];
 
 /// Refuses keys that are not in [`FIELDS`], with the nearest one that is.
 fn check_keys(section: &Value) -> Result<(), DataError> {
@@ -606,14 +723,13 @@ fn check_keys(section: &Value) -> Result<(), DataError> {
                         .map(|(k, _)| (format!("train[].{k}"), format!("{key}[].{k}"))),
                 );
             }
-        } else if key == "limits" {
-            found.extend(
-                value.as_object().into_iter().flatten().map(|(k, _)| (format!("limits.{k}"), format!("limits.{k}"))),
-            );
+        } else if NESTED.contains(&key.as_str()) {
+            let inner = value.as_object().into_iter().flatten();
+            found.extend(inner.map(|(k, _)| (format!("{key}.{k}"), format!("{key}.{k}"))));
         }
     }
     for (name, written) in found {
-        if name == "limits" || FIELDS.iter().any(|f| f.name == name) {
+        if NESTED.contains(&name.as_str()) || FIELDS.iter().any(|f| f.name == name) {
             continue;
         }
         let nearest = FIELDS.iter().map(|f| (distance(f.name, &name), f.name)).min();
@@ -705,6 +821,30 @@ mod tests {
     }
 
     #[test]
+    fn splits_that_cannot_be() {
+        check(
+            json!({"split": {"ratio": 1.0}}),
+            "`data.split.ratio`: must lie between 0 and 1, found 1; hint: the share of the records to hold out, such as 0.05",
+        );
+        check(
+            json!({"split": {"seed": 3}}),
+            "`data.split.seed`: needs `data.split.ratio`; hint: add it, or remove this key",
+        );
+        check(
+            json!({"split": {"ratio": 0.1}, "eval": "e.json"}),
+            "`data.split.ratio`: holds out records for evaluation, beside the datasets of `data.eval`; hint: keep one of them",
+        );
+        check(
+            json!({"split": {"ration": 0.1}}),
+            "`data.split.ration`: is not a key; hint: did you mean `data.split.ratio`?",
+        );
+        check(
+            json!({"train": [{"path": "a.json", "max_samples": 0}]}),
+            "`data.train`: a dataset has `max_samples: 0`; hint: leave it out for all records, or remove the dataset",
+        );
+    }
+
+    #[test]
     fn the_table_holds_every_key_with_its_default() {
         let plan =
             DataPlan { train: vec![serde_json::from_value(json!({"path": "x"})).unwrap()], ..DataPlan::default() };
@@ -712,7 +852,7 @@ mod tests {
         let mut names: Vec<String> = Vec::new();
         for (key, value) in written.as_object().unwrap() {
             match key.as_str() {
-                "limits" => names.extend(value.as_object().unwrap().keys().map(|k| format!("limits.{k}"))),
+                "limits" | "split" => names.extend(value.as_object().unwrap().keys().map(|k| format!("{key}.{k}"))),
                 "train" => {
                     names.push(key.clone());
                     names.extend(value[0].as_object().unwrap().keys().map(|k| format!("train[].{k}")));

@@ -211,12 +211,14 @@ impl Job {
                 plan.train.per_device_train_batch_size
             ));
         }
-        if self.eval.is_none() && !plan.data.eval.is_empty() {
-            notices.push(
-                "`data.eval` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"
-                    .to_owned(),
-            );
+        if self.eval.is_none() && plan.data.has_eval() {
+            let key = if plan.data.eval.is_empty() { "split" } else { "eval" };
+            notices.push(format!(
+                "`data.{key}` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"
+            ));
         }
+        let evaluated = self.eval.iter().flat_map(|set| set.dataset.selected());
+        notices.extend(self.dataset.selected().chain(evaluated).map(ToString::to_string));
         notices
     }
 
