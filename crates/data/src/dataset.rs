@@ -7,6 +7,7 @@ use crate::csv_index::{CsvIndex, is_table};
 use crate::error::{DataError, RecordError};
 use crate::formats;
 use crate::json_index::{Fingerprint, JsonIndex, dataset_error};
+use crate::order::Mixture;
 use crate::record::{Format, Origin, Sample};
 use crate::select::{Chosen, Selected, Selection};
 
@@ -19,6 +20,8 @@ pub struct Dataset {
     files: Vec<SourceFile>,
     /// Records before each file, and in all: one more entry than files.
     starts: Vec<u64>,
+    /// What an epoch takes of each file, where that is not all of it once.
+    mixture: Option<Mixture>,
 }
 
 /// One file of a dataset.
@@ -30,6 +33,8 @@ struct SourceFile {
     rows: Rows,
     /// The records that are used, where not all are.
     chosen: Option<Chosen>,
+    /// Share of the file in an epoch.
+    weight: f64,
 }
 
 impl SourceFile {
@@ -97,7 +102,36 @@ impl Dataset {
         for file in &files {
             starts.push(starts.last().copied().unwrap_or(0) + file.len());
         }
-        Self { files, starts }
+        let is_plain = files.iter().all(|file| file.weight == 1.0);
+        let mixture = (!is_plain).then(|| {
+            let mut mixture = Mixture::default();
+            files.iter().for_each(|file| mixture.add(file.len(), file.weight));
+            mixture
+        });
+        Self { files, starts, mixture }
+    }
+
+    /// The same dataset, of which an epoch of training takes `weight` times as many records as there are: the next ones of
+    /// an endless walk through it, so that all come equally often.
+    #[must_use]
+    pub fn weighted(self, weight: f64) -> Self {
+        let files = self.files.into_iter().map(|file| SourceFile { weight: file.weight * weight, ..file }).collect();
+        Self::concat(vec![Self { files, starts: Vec::new(), mixture: None }])
+    }
+
+    /// Records that one epoch of training takes: each one once, or what the weights ask for.
+    pub fn epoch_len(&self) -> u64 {
+        self.mixture.as_ref().map_or(self.len(), Mixture::epoch_len)
+    }
+
+    pub(crate) fn mixture(&self) -> Option<&Mixture> {
+        self.mixture.as_ref()
+    }
+
+    /// Where weights are not 1: for each file what an epoch takes of it, and its records.
+    pub fn shares(&self) -> impl Iterator<Item = (&Path, u64, u64)> {
+        let takes = self.mixture.iter().flat_map(Mixture::takes);
+        self.files.iter().zip(takes).map(|(file, (take, len))| (file.path.as_path(), take, len))
     }
 
     /// Number of records.
@@ -139,7 +173,7 @@ impl Dataset {
         for file in &mut files {
             file.chosen = Some(selection.of(&file.path, &file.rows)?);
         }
-        Ok(Self::concat(vec![Self { files, starts: Vec::new() }]))
+        Ok(Self::concat(vec![Self { files, starts: Vec::new(), mixture: None }]))
     }
 
     /// What each file of which a part is used gives to it. What is left out is no record of this dataset.
@@ -213,7 +247,11 @@ pub fn open_dataset(path: &Path, format: Format, media_dir: Option<&Path>) -> Re
     let own_dir = path.parent().unwrap_or(Path::new("."));
     let media_dir = media_dir.unwrap_or(own_dir).to_path_buf();
     let starts = vec![0, rows.len()];
-    Ok(Dataset { files: vec![SourceFile { path: path.to_path_buf(), media_dir, format, rows, chosen: None }], starts })
+    Ok(Dataset {
+        files: vec![SourceFile { path: path.to_path_buf(), media_dir, format, rows, chosen: None, weight: 1.0 }],
+        starts,
+        mixture: None,
+    })
 }
 
 /// The format of the first record that can be read and has a known key.

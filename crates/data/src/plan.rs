@@ -47,7 +47,7 @@ pub const FIELDS: &[PlanField] = &[
         "train",
         "list of datasets",
         "[]",
-        "Training datasets, read one after the other; a text is the `path` of one.",
+        "Training datasets, mixed by `shuffle`, or read one after the other; a text is the `path` of one.",
     ),
     field("eval", "list of datasets", "[]", "Evaluation datasets; needed when an evaluation is asked for."),
     field(
@@ -63,7 +63,12 @@ pub const FIELDS: &[PlanField] = &[
         "Shape of the records; `auto` tells it from the first records. `ego4d` is `llava` with an optional `audio`; `mcq` asks as Video-MME does and learns the letter; a caption answers \"Describe this video.\" or \"Describe this image.\".",
     ),
     field("train[].media_dir", "path", "null", "Folder of relative media paths; the file's own folder otherwise."),
-    field("train[].weight", "number", "1.0", "Share of the dataset in an epoch. Only 1 is built yet."),
+    field(
+        "train[].weight",
+        "number",
+        "1.0",
+        "How many times an epoch takes the dataset: 0.5 takes half of its records, 2 each of them twice. The epochs go on where the one before stopped, so that all come equally often; with `shuffle` the records of all datasets are mixed.",
+    ),
     field(
         "train[].max_samples",
         "count",
@@ -205,6 +210,9 @@ const USUAL_WINDOW: u64 = 256;
 
 /// Records beyond which a window takes longer to measure than it can gain.
 const MAX_WINDOW: u64 = 1 << 16;
+
+/// Weight beyond which a dataset is not mixed with others but drowns them.
+const MAX_WEIGHT: f64 = 1000.0;
 
 /// Threads beyond which the disk or the step is what a run waits for.
 const MAX_WORKERS: usize = 16;
@@ -497,14 +505,22 @@ impl DataPlan {
             if set.path.as_os_str().is_empty() {
                 return refuse("train", "a dataset has an empty `path`".into(), "name the file");
             }
-            if set.weight != 1.0 {
-                let what = format!("`weight: {}` is not built yet", set.weight);
-                return refuse("train", what, "remove it; datasets are read whole, one after the other");
+            if !(set.weight.is_finite() && set.weight > 0.0 && set.weight <= MAX_WEIGHT) {
+                let what = format!("`weight: {}`: must be above 0 and at most {MAX_WEIGHT}", set.weight);
+                return refuse("train", what, "how many times an epoch takes the dataset, such as 0.5 or 2");
             }
             if set.max_samples == Some(0) {
                 let what = "a dataset has `max_samples: 0`";
                 return refuse("train", what.into(), "leave it out for all records, or remove the dataset");
             }
+        }
+        if let Some(set) = self.eval.iter().find(|set| set.weight != 1.0) {
+            let what = format!("`weight: {}`: an evaluation takes every record once", set.weight);
+            return refuse("eval", what, "remove it, or write `max_samples`");
+        }
+        if self.group_by_length && self.train.iter().any(|set| set.weight != 1.0) {
+            let what = "orders all records once an epoch, beside a `weight` that is not 1";
+            return refuse("group_by_length", what.into(), "keep one of them");
         }
         self.check_split()
     }
@@ -557,7 +573,7 @@ impl DataPlan {
     /// # Errors
     /// A file cannot be read, holds no record, or its format cannot be told.
     pub fn open_train(&self) -> Result<Dataset, DataError> {
-        self.open_part(false)
+        self.open_part(false, |set| set.weight)
     }
 
     /// Opens the evaluation datasets as one.
@@ -566,19 +582,20 @@ impl DataPlan {
     /// As [`DataPlan::open_train`].
     pub fn open_eval(&self) -> Result<Dataset, DataError> {
         if self.eval.is_empty() && self.split.ratio.is_some() {
-            return self.open_part(true);
+            return self.open_part(true, |_| 1.0);
         }
-        open_all(&self.eval, "data.eval", own_selection)
+        open_all(&self.eval, "data.eval", own_selection, |_| 1.0)
     }
 
     /// Opens the training records, or those of them that are held out.
-    fn open_part(&self, held_out: bool) -> Result<Dataset, DataError> {
+    fn open_part(&self, held_out: bool, weight: fn(&DatasetPlan) -> f64) -> Result<Dataset, DataError> {
         let split = self.split_part(held_out);
         let list = self.video_ids_file.as_deref();
-        open_all(&self.train, "data.train", |set| {
+        let selection = |set| {
             let own = own_selection(set);
             Selection { ids: own.ids.or(list), split, ..own }
-        })
+        };
+        open_all(&self.train, "data.train", selection, weight)
     }
 
     /// What the section asks of every record.
@@ -669,6 +686,7 @@ fn open_all<'a>(
     plans: &'a [DatasetPlan],
     key: &str,
     selection: impl Fn(&'a DatasetPlan) -> Selection<'a>,
+    weight: fn(&DatasetPlan) -> f64,
 ) -> Result<Dataset, DataError> {
     if plans.is_empty() {
         return Err(DataError::Plan {
@@ -679,7 +697,10 @@ fn open_all<'a>(
     }
     let sets = plans
         .iter()
-        .map(|p| open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?.select(&selection(p)))
+        .map(|p| {
+            let whole = open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?;
+            Ok::<_, DataError>(whole.select(&selection(p))?.weighted(weight(p)))
+        })
         .collect::<Result<Vec<_>, _>>()?;
     Ok(Dataset::concat(sets))
 }
@@ -787,8 +808,16 @@ mod tests {
             "`data.fps`: 1 stands beside `data.num_frames: 8`; hint: keep one of them",
         );
         check(
-            json!({"train": [{"path": "a.json", "weight": 2}]}),
-            "`data.train`: `weight: 2` is not built yet; hint: remove it; datasets are read whole, one after the other",
+            json!({"train": [{"path": "a.json", "weight": 0}]}),
+            "`data.train`: `weight: 0`: must be above 0 and at most 1000; hint: how many times an epoch takes the dataset, such as 0.5 or 2",
+        );
+        check(
+            json!({"eval": [{"path": "a.json", "weight": 2}]}),
+            "`data.eval`: `weight: 2`: an evaluation takes every record once; hint: remove it, or write `max_samples`",
+        );
+        check(
+            json!({"train": [{"path": "a.json", "weight": 2}], "group_by_length": true}),
+            "`data.group_by_length`: orders all records once an epoch, beside a `weight` that is not 1; hint: keep one of them",
         );
         check(
             json!({"pack_window": 4}),
