@@ -278,6 +278,14 @@ pub enum FormatChoice {
     Messages,
     /// `question` and `caption`.
     Seq2seq,
+    /// As `llava`, with `audio`.
+    Ego4d,
+    /// `question`, `options` and `answer`.
+    Mcq,
+    /// `question` and `answer`.
+    Qa,
+    /// `caption`.
+    Caption,
 }
 
 impl From<FormatChoice> for data::Format {
@@ -288,6 +296,10 @@ impl From<FormatChoice> for data::Format {
             FormatChoice::Llava => data::Format::Llava,
             FormatChoice::Messages => data::Format::Messages,
             FormatChoice::Seq2seq => data::Format::Seq2seq,
+            FormatChoice::Ego4d => data::Format::Ego4d,
+            FormatChoice::Mcq => data::Format::Mcq,
+            FormatChoice::Qa => data::Format::Qa,
+            FormatChoice::Caption => data::Format::Caption,
         }
     }
 }
@@ -438,6 +450,9 @@ pub enum DataCommand {
     Preview(PreviewArgs),
     /// Look at a folder of cached frames (`data.frame_cache`), or empty it
     Cache(CacheArgs),
+    /// Write published annotations as records that training reads
+    #[command(subcommand)]
+    Convert(crate::commands::data_convert::ConvertCommand),
 }
 
 /// `vidtune data cache`.

@@ -42,6 +42,7 @@ fn run(cli: &Cli, console: &Console) -> anyhow::Result<ExitCode> {
         Command::Data(DataCommand::Frames(args)) => commands::data_frames::run(args, console),
         Command::Data(DataCommand::Cache(args)) => commands::data_cache::run(args),
         Command::Data(DataCommand::Check(args)) => commands::data_check::run(args, console),
+        Command::Data(DataCommand::Convert(command)) => commands::data_convert::run(command, console),
         Command::Data(DataCommand::Preview(args)) => commands::data_preview::run(args, console),
         Command::Bench(BenchCommand::Step(args)) => commands::bench_step::run(args, common, console),
         Command::Bench(BenchCommand::Decode(args)) => commands::bench_decode::run(args, console),

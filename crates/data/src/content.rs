@@ -124,9 +124,9 @@ fn parts_content(pieces: &[ContentPiece<'_>], format: Format) -> Value {
                 after_picture = true;
             }
             ContentPiece::Text(text) => {
-                let text = if after_picture && format == Format::Llava { without_newline(text) } else { text };
+                let text = if after_picture && format.has_placeholder_lines() { without_newline(text) } else { text };
                 // An empty part is the record's own, save where the placeholder was all of the text.
-                if !text.is_empty() || format != Format::Llava {
+                if !text.is_empty() || !format.has_placeholder_lines() {
                     parts.push(json!({"type": "text", "text": text}));
                 }
                 after_picture = false;

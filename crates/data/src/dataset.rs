@@ -3,10 +3,13 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::csv_index::{CsvIndex, is_table};
 use crate::error::{DataError, RecordError};
 use crate::formats;
 use crate::json_index::{Fingerprint, JsonIndex, dataset_error};
+use crate::order::Mixture;
 use crate::record::{Format, Origin, Sample};
+use crate::select::{Chosen, Selected, Selection};
 
 /// How many records are looked at to tell the format.
 const DETECT_RECORDS: u64 = 16;
@@ -17,6 +20,8 @@ pub struct Dataset {
     files: Vec<SourceFile>,
     /// Records before each file, and in all: one more entry than files.
     starts: Vec<u64>,
+    /// What an epoch takes of each file, where that is not all of it once.
+    mixture: Option<Mixture>,
 }
 
 /// One file of a dataset.
@@ -26,7 +31,68 @@ struct SourceFile {
     media_dir: PathBuf,
     audio_dir: PathBuf,
     format: Format,
-    index: JsonIndex,
+    rows: Rows,
+    /// The records that are used, where not all are.
+    chosen: Option<Chosen>,
+    /// Share of the file in an epoch.
+    weight: f64,
+}
+
+impl SourceFile {
+    fn len(&self) -> u64 {
+        self.chosen.as_ref().map_or(self.rows.len(), |chosen| chosen.places.len() as u64)
+    }
+}
+
+/// Where the records of a file lie.
+#[derive(Debug)]
+pub(crate) enum Rows {
+    Json(JsonIndex),
+    Csv(CsvIndex),
+}
+
+impl Rows {
+    fn open(path: &Path) -> Result<Self, DataError> {
+        if is_table(path) { CsvIndex::open(path).map(Self::Csv) } else { JsonIndex::open(path).map(Self::Json) }
+    }
+
+    /// Number of records.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Json(index) => index.len(),
+            Self::Csv(index) => index.len(),
+        }
+    }
+
+    /// A record's JSON. `origin` is where it stands, for messages.
+    pub fn read(&self, place: u64, origin: &Origin) -> Result<Vec<u8>, DataError> {
+        match self {
+            Self::Json(index) => index.read(place),
+            Self::Csv(index) => index.read(place, origin),
+        }
+    }
+
+    /// The record's key when the top level of the file is an object.
+    pub fn key(&self, place: u64) -> Option<&str> {
+        match self {
+            Self::Json(index) => index.key(place),
+            Self::Csv(_) => None,
+        }
+    }
+
+    fn line_of(&self, place: u64) -> u64 {
+        match self {
+            Self::Json(index) => index.line_of(place),
+            Self::Csv(index) => index.line_of(place),
+        }
+    }
+
+    fn fingerprint(&self) -> Fingerprint {
+        match self {
+            Self::Json(index) => index.fingerprint(),
+            Self::Csv(index) => index.fingerprint(),
+        }
+    }
 }
 
 impl Dataset {
@@ -44,9 +110,38 @@ impl Dataset {
         let files: Vec<SourceFile> = sets.into_iter().flat_map(|s| s.files).collect();
         let mut starts = vec![0];
         for file in &files {
-            starts.push(starts.last().copied().unwrap_or(0) + file.index.len());
+            starts.push(starts.last().copied().unwrap_or(0) + file.len());
         }
-        Self { files, starts }
+        let is_plain = files.iter().all(|file| file.weight == 1.0);
+        let mixture = (!is_plain).then(|| {
+            let mut mixture = Mixture::default();
+            files.iter().for_each(|file| mixture.add(file.len(), file.weight));
+            mixture
+        });
+        Self { files, starts, mixture }
+    }
+
+    /// The same dataset, of which an epoch of training takes `weight` times as many records as there are: the next ones of
+    /// an endless walk through it, so that all come equally often.
+    #[must_use]
+    pub fn weighted(self, weight: f64) -> Self {
+        let files = self.files.into_iter().map(|file| SourceFile { weight: file.weight * weight, ..file }).collect();
+        Self::concat(vec![Self { files, starts: Vec::new(), mixture: None }])
+    }
+
+    /// Records that one epoch of training takes: each one once, or what the weights ask for.
+    pub fn epoch_len(&self) -> u64 {
+        self.mixture.as_ref().map_or(self.len(), Mixture::epoch_len)
+    }
+
+    pub(crate) fn mixture(&self) -> Option<&Mixture> {
+        self.mixture.as_ref()
+    }
+
+    /// Where weights are not 1: for each file what an epoch takes of it, and its records.
+    pub fn shares(&self) -> impl Iterator<Item = (&Path, u64, u64)> {
+        let takes = self.mixture.iter().flat_map(Mixture::takes);
+        self.files.iter().zip(takes).map(|(file, (take, len))| (file.path.as_path(), take, len))
     }
 
     /// Number of records.
@@ -69,18 +164,49 @@ impl Dataset {
         self.files.first().map_or(Path::new(""), |f| &f.path)
     }
 
-    /// What each file held when it was opened, in order.
+    /// What each file held when it was opened, in order, a list of ids behind the file that it was applied to.
     pub fn fingerprints(&self) -> Vec<(PathBuf, Fingerprint)> {
-        self.files.iter().map(|file| (file.path.clone(), file.index.fingerprint())).collect()
+        let list = |file: &SourceFile| file.chosen.as_ref().and_then(|chosen| chosen.list.clone());
+        let prints = |file: &SourceFile| [Some((file.path.clone(), file.rows.fingerprint())), list(file)];
+        self.files.iter().flat_map(prints).flatten().collect()
+    }
+
+    /// The same dataset with a part of its records.
+    ///
+    /// # Errors
+    /// Nothing is left, or the records cannot be read.
+    pub(crate) fn select(self, selection: &Selection<'_>) -> Result<Self, DataError> {
+        if selection.takes_all() {
+            return Ok(self);
+        }
+        let mut files = self.files;
+        for file in &mut files {
+            file.chosen = Some(selection.of(&file.path, &file.rows)?);
+        }
+        Ok(Self::concat(vec![Self { files, starts: Vec::new(), mixture: None }]))
+    }
+
+    /// What each file of which a part is used gives to it. What is left out is no record of this dataset.
+    pub fn selected(&self) -> impl Iterator<Item = &Selected> {
+        self.files.iter().filter_map(|file| file.chosen.as_ref().map(|chosen| &chosen.selected))
     }
 
     /// The file of a record, and the record's place in it.
     fn locate(&self, index: u64) -> Result<(&SourceFile, u64), DataError> {
         let file = self.starts.partition_point(|&start| start <= index);
-        match file.checked_sub(1).and_then(|f| Some((self.files.get(f)?, index - self.starts[f]))) {
+        match file.checked_sub(1).and_then(|f| self.file_and_place(f, index - self.starts[f])) {
             Some(found) => Ok(found),
             None => Err(DataError::NoRecord { index, total: self.len() }),
         }
+    }
+
+    fn file_and_place(&self, file: usize, position: u64) -> Option<(&SourceFile, u64)> {
+        let file = self.files.get(file)?;
+        let place = match &file.chosen {
+            None => position,
+            Some(chosen) => *chosen.places.get(position as usize)?,
+        };
+        Some((file, place))
     }
 
     /// Reads and validates one record.
@@ -89,8 +215,8 @@ impl Dataset {
     /// What is wrong with the record, with file and line.
     pub fn get(&self, index: u64) -> Result<Sample, DataError> {
         let (file, place) = self.locate(index)?;
-        let (bytes, key) = (file.index.read(place)?, file.index.key(place));
-        let origin = Origin { file: file.path.clone(), line: file.index.line_of(place), index };
+        let origin = Origin { file: file.path.clone(), line: file.rows.line_of(place), index };
+        let (bytes, key) = (file.rows.read(place, &origin)?, file.rows.key(place));
         match std::str::from_utf8(&bytes) {
             Ok(text) => formats::parse(text, key, file.format, &origin, [&file.media_dir, &file.audio_dir]),
             Err(error) => {
@@ -109,45 +235,54 @@ impl Dataset {
     /// The record's id; its position as text when it has none or cannot be read.
     pub fn id(&self, index: u64) -> String {
         let Ok((file, place)) = self.locate(index) else { return index.to_string() };
-        match file.index.read(place) {
+        match file.rows.read(place, &Origin::default()) {
             Ok(bytes) => {
                 let value = serde_json::from_str(&String::from_utf8_lossy(&bytes));
-                formats::id_of(&value.unwrap_or(serde_json::Value::Null), file.index.key(place), index)
+                formats::id_of(&value.unwrap_or(serde_json::Value::Null), file.rows.key(place), index)
             }
             Err(_) => index.to_string(),
         }
     }
 }
 
-/// Opens a `.json` (list, or object whose values are records; `//` comments) or `.jsonl` file.
+/// Opens a `.json` (list, or object whose values are records; `//` comments) or `.jsonl` file, or a table: a `.csv` or
+/// `.tsv` file whose header names the fields.
 /// Relative media paths are taken from `media_dir`, or from the file's own folder.
 ///
 /// # Errors
 /// The file cannot be read, holds no record, or its format cannot be told.
 pub fn open_dataset(path: &Path, format: Format, media_dir: Option<&Path>) -> Result<Dataset, DataError> {
-    let index = JsonIndex::open(path)?;
-    let format = if format == Format::Auto { detect(path, &index)? } else { format };
+    let rows = Rows::open(path)?;
+    let format = if format == Format::Auto { detect(path, &rows)? } else { format };
     let own_dir = path.parent().unwrap_or(Path::new("."));
     let media_dir = media_dir.unwrap_or(own_dir).to_path_buf();
-    let starts = vec![0, index.len()];
+    let starts = vec![0, rows.len()];
     let (path, audio_dir) = (path.to_path_buf(), media_dir.clone());
-    Ok(Dataset { files: vec![SourceFile { path, media_dir, audio_dir, format, index }], starts })
+    Ok(Dataset {
+        files: vec![SourceFile { path, media_dir, audio_dir, format, rows, chosen: None, weight: 1.0 }],
+        starts,
+        mixture: None,
+    })
 }
 
 /// The format of the first record that can be read and has a known key.
-fn detect(path: &Path, index: &JsonIndex) -> Result<Format, DataError> {
+fn detect(path: &Path, rows: &Rows) -> Result<Format, DataError> {
     let mut seen = None;
-    for i in 0..index.len().min(DETECT_RECORDS) {
-        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&index.read(i)?) else { continue };
+    for i in 0..rows.len().min(DETECT_RECORDS) {
+        let bytes = match rows.read(i, &Origin::default()) {
+            Err(error) if error.is_one_record() => continue,
+            read => read?,
+        };
+        let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
         if let Some(format) = formats::detect(&value) {
             return Ok(format);
         }
         seen = seen.or_else(|| value.as_object().map(|o| o.keys().take(8).cloned().collect::<Vec<_>>().join("`, `")));
     }
     let what = match seen {
-        Some(keys) => format!(
-            "the format cannot be told: expected records with `conversations`, `messages` or `conversation`, or with `question` and `caption`, found `{keys}`"
-        ),
+        Some(keys) => {
+            format!("the format cannot be told: expected records with {}, found `{keys}`", formats::KNOWN_KEYS)
+        }
         None => "the format cannot be told: none of the first records is a readable object".to_owned(),
     };
     Err(dataset_error(path, "unknown_format", what, "name the format with `data.train.format`, or convert the file"))

@@ -20,6 +20,17 @@ pub(crate) struct Entry {
     pub line: u32,
 }
 
+impl Entry {
+    /// What lies from `start` up to `end`, beginning on `line`.
+    pub fn new(path: &Path, start: u64, end: u64, line: u64) -> Result<Self, DataError> {
+        let len = u32::try_from(end - start).map_err(|_| {
+            let what = "a record is larger than 4 GB";
+            dataset_error(path, "bad_json", what, "store media as files, not in the record")
+        })?;
+        Ok(Self { start, len, line: u32::try_from(line).unwrap_or(u32::MAX) })
+    }
+}
+
 /// Where the records of a file lie.
 #[derive(Debug)]
 pub(crate) struct JsonIndex {
@@ -41,7 +52,14 @@ pub struct Fingerprint {
 }
 
 impl Fingerprint {
-    const EMPTY: Fingerprint = Fingerprint { num_bytes: 0, hash: 0xcbf2_9ce4_8422_2325 };
+    pub(crate) const EMPTY: Fingerprint = Fingerprint { num_bytes: 0, hash: 0xcbf2_9ce4_8422_2325 };
+
+    /// That of a whole file at hand.
+    pub(crate) fn of(bytes: &[u8]) -> Self {
+        let mut print = Self::EMPTY;
+        print.add(bytes);
+        print
+    }
 
     fn add(&mut self, bytes: &[u8]) {
         self.num_bytes += bytes.len() as u64;
@@ -50,9 +68,9 @@ impl Fingerprint {
 }
 
 /// A reader that keeps a [`Fingerprint`] of what went through it.
-struct Fingerprinted<'a> {
-    file: File,
-    fingerprint: &'a mut Fingerprint,
+pub(crate) struct Fingerprinted<'a> {
+    pub file: File,
+    pub fingerprint: &'a mut Fingerprint,
 }
 
 impl Read for Fingerprinted<'_> {
@@ -64,7 +82,7 @@ impl Read for Fingerprinted<'_> {
 }
 
 /// Bytes read from a file at once.
-const CHUNK: usize = 1 << 18;
+pub(crate) const CHUNK: usize = 1 << 18;
 
 /// Keys that tell a single record from an object of records.
 const RECORD_KEYS: [&str; 3] = ["conversations", "conversation", "messages"];
@@ -73,21 +91,7 @@ impl JsonIndex {
     /// Indexes a file: one record a line when its name ends in `.jsonl` or `.ndjson` or when its first line is a whole
     /// object followed by another line with one; otherwise a list or object of records.
     pub fn open(path: &Path) -> Result<Self, DataError> {
-        // Looked at before it is opened: opening a pipe would wait for whoever writes to it.
-        let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::NotFound => {
-                dataset_error(path, "missing_file", "no such file", "check `data.train.path`")
-            }
-            _ => DataError::io(path, e),
-        })?;
-        if meta.is_dir() {
-            return Err(dataset_error(path, "not_a_file", "this is a folder", "give the `.json` or `.jsonl` file"));
-        }
-        if !meta.is_file() {
-            let hint = "records are read in any order and more than once: write them to a file first";
-            return Err(dataset_error(path, "not_a_file", "this is not a regular file", hint));
-        }
-        let file = File::open(path).map_err(|e| DataError::io(path, e))?;
+        let file = open_file(path)?;
         let mut fingerprint = Fingerprint::EMPTY;
         let mut index = Self { path: path.to_path_buf(), entries: Vec::new(), keys: Vec::new(), fingerprint };
         let file = Fingerprinted { file, fingerprint: &mut fingerprint };
@@ -139,15 +143,7 @@ impl JsonIndex {
     }
 
     fn push(&mut self, start: u64, end: u64, line: u64) -> Result<(), DataError> {
-        let len = u32::try_from(end - start).map_err(|_| {
-            dataset_error(
-                &self.path,
-                "bad_json",
-                "a record is larger than 4 GB",
-                "store media as files, not in the record",
-            )
-        })?;
-        self.entries.push(Entry { start, len, line: u32::try_from(line).unwrap_or(u32::MAX) });
+        self.entries.push(Entry::new(&self.path, start, end, line)?);
         Ok(())
     }
 
@@ -262,6 +258,24 @@ impl JsonIndex {
         }
         Ok(())
     }
+}
+
+/// Opens a dataset file, which must be one.
+pub(crate) fn open_file(path: &Path) -> Result<File, DataError> {
+    // Looked at before it is opened: opening a pipe would wait for whoever writes to it.
+    let meta = std::fs::metadata(path).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => dataset_error(path, "missing_file", "no such file", "check `data.train.path`"),
+        _ => DataError::io(path, e),
+    })?;
+    if meta.is_dir() {
+        let hint = "give the `.json`, `.jsonl`, `.csv` or `.tsv` file";
+        return Err(dataset_error(path, "not_a_file", "this is a folder", hint));
+    }
+    if !meta.is_file() {
+        let hint = "records are read in any order and more than once: write them to a file first";
+        return Err(dataset_error(path, "not_a_file", "this is not a regular file", hint));
+    }
+    File::open(path).map_err(|e| DataError::io(path, e))
 }
 
 fn is_lines(path: &Path) -> bool {

@@ -40,9 +40,60 @@ impl Order {
     }
 }
 
+/// Datasets of which an epoch takes a share each: less than all, or some records more than once.
+///
+/// Each dataset is walked through again and again, every time in another order, and an epoch takes the next records of
+/// this walk. So over epochs every record comes equally often, give or take one time, and any position is found at once.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Mixture {
+    parts: Vec<MixturePart>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct MixturePart {
+    /// Its first record.
+    start: u64,
+    /// Its records.
+    len: u64,
+    /// What an epoch takes of them.
+    take: u64,
+    /// What an epoch takes of the parts before.
+    before: u64,
+}
+
+impl Mixture {
+    /// Puts `len` records behind those that are there; an epoch takes `weight` times as many, at least one.
+    pub fn add(&mut self, len: u64, weight: f64) {
+        let (start, before) = self.parts.last().map_or((0, 0), |last| (last.start + last.len, last.before + last.take));
+        let take = ((len as f64 * weight).round() as u64).max(1);
+        self.parts.push(MixturePart { start, len, take, before });
+    }
+
+    /// What an epoch takes of each part, and of how many records.
+    pub fn takes(&self) -> impl Iterator<Item = (u64, u64)> {
+        self.parts.iter().map(|part| (part.take, part.len))
+    }
+
+    /// What an epoch takes in all.
+    pub fn epoch_len(&self) -> u64 {
+        self.parts.last().map_or(0, |last| last.before + last.take)
+    }
+
+    /// The record at one of the epoch's places.
+    fn record(&self, place: u64, shuffle: bool, seed: u64, epoch: u64) -> u64 {
+        let number = self.parts.partition_point(|part| part.before <= place).saturating_sub(1);
+        let part = self.parts[number];
+        let at = epoch * part.take + (place - part.before);
+        let walk = Order::new(part.len, shuffle, mix(seed ^ mix(number as u64)), at / part.len);
+        part.start + walk.record(at % part.len)
+    }
+}
+
 /// Which record stands at which position of one epoch.
 #[derive(Debug, Clone)]
 pub(crate) enum Sequence {
+    /// Shares of several datasets: an order of the epoch's places.
+    Mixed { order: Order, mixture: Mixture, shuffle: bool, seed: u64, epoch: u64 },
     /// By rule.
     Plain(Order),
     /// By list.
@@ -53,6 +104,9 @@ impl Sequence {
     /// The record at a position.
     pub fn record(&self, position: u64) -> u64 {
         match self {
+            Self::Mixed { order, mixture, shuffle, seed, epoch } => {
+                mixture.record(order.record(position), *shuffle, *seed, *epoch)
+            }
             Self::Plain(order) => order.record(position),
             Self::Grouped(records) => records[position as usize],
         }
@@ -127,6 +181,37 @@ mod tests {
             let mut seen: Vec<u64> = (0..len).map(|p| order.record(p)).collect();
             seen.sort_unstable();
             assert_eq!(seen, (0..len).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn shares_of_datasets_come_evenly() {
+        let mut mixture = Mixture::default();
+        for (len, weight) in [(6, 0.5), (5, 2.0), (4, 1.0), (3, 0.01), (4, 1.5)] {
+            mixture.add(len, weight);
+        }
+        let takes: Vec<(u64, u64)> = mixture.takes().collect();
+        assert_eq!(takes, [(3, 6), (10, 5), (4, 4), (1, 3), (6, 4)]);
+        assert_eq!(mixture.epoch_len(), 24);
+        for shuffle in [false, true] {
+            let epoch = |epoch| {
+                let order = Order::new(24, shuffle, 7, epoch);
+                let sequence = Sequence::Mixed { order, mixture: mixture.clone(), shuffle, seed: 7, epoch };
+                (0..24).map(|position| sequence.record(position)).collect::<Vec<_>>()
+            };
+            let mut counts = [0; 22];
+            for record in epoch(0) {
+                counts[record as usize] += 1;
+            }
+            assert_eq!(counts[..6].iter().sum::<i32>(), 3);
+            assert_eq!((&counts[6..11], &counts[11..15]), (&[2; 5][..], &[1; 4][..]));
+            // Six epochs: three times all of the first, twelve the third part's walk, and so on, to the record.
+            for record in (1..6).flat_map(epoch) {
+                counts[record as usize] += 1;
+            }
+            assert_eq!((&counts[..6], &counts[6..11], &counts[11..15]), (&[3; 6][..], &[12; 5][..], &[6; 4][..]));
+            assert_eq!((&counts[15..18], &counts[18..]), (&[2; 3][..], &[9; 4][..]));
+            assert_ne!(epoch(3), epoch(4));
         }
     }
 

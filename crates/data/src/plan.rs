@@ -15,6 +15,7 @@ use crate::error::DataError;
 use crate::loader::{LoaderOptions, OnBadMedia};
 use crate::options::{EncodeOptions, OnLong};
 use crate::record::Format;
+use crate::select::{Selection, SplitPart};
 use crate::vision::ImageBackend;
 
 /// One key of the section, for the parser's messages and the reference page.
@@ -46,19 +47,49 @@ pub const FIELDS: &[PlanField] = &[
         "train",
         "list of datasets",
         "[]",
-        "Training datasets, read one after the other; a text is the `path` of one.",
+        "Training datasets, mixed by `shuffle`, or read one after the other; a text is the `path` of one.",
     ),
     field("eval", "list of datasets", "[]", "Evaluation datasets; needed when an evaluation is asked for."),
-    field("train[].path", "path", "null", "A `.json` or `.jsonl` file. Required."),
+    field(
+        "train[].path",
+        "path",
+        "null",
+        "A `.json` or `.jsonl` file, or a `.csv` or `.tsv` table whose header names the fields. Required.",
+    ),
     field(
         "train[].format",
-        "auto | conversation | llava | messages | seq2seq",
+        "auto | conversation | llava | messages | seq2seq | ego4d | mcq | qa | caption",
         "\"auto\"",
-        "Shape of the records; `auto` tells it from the first records.",
+        "Shape of the records; `auto` tells it from the first records. `ego4d` is `llava` with an optional `audio`; `mcq` asks as Video-MME does and learns the letter; a caption answers \"Describe this video.\" or \"Describe this image.\".",
     ),
     field("train[].media_dir", "path", "null", "Folder of relative media paths; the file's own folder otherwise."),
     field("train[].audio_dir", "path", "null", "Folder of relative paths of sound; `media_dir` otherwise."),
-    field("train[].weight", "number", "1.0", "Share of the dataset in an epoch. Only 1 is built yet."),
+    field(
+        "train[].weight",
+        "number",
+        "1.0",
+        "How many times an epoch takes the dataset: 0.5 takes half of its records, 2 each of them twice. The epochs go on where the one before stopped, so that all come equally often; with `shuffle` the records of all datasets are mixed.",
+    ),
+    field(
+        "train[].max_samples",
+        "count",
+        "null",
+        "Only the first so many of its records, of those that `video_ids_file` leaves.",
+    ),
+    field(
+        "train[].video_ids_file",
+        "path",
+        "null",
+        "Only the records that this file names, one id a line: a record's id, its clip's, or the name of its file with or without the ending.",
+    ),
+    field("video_ids_file", "path", "null", "The same for every training dataset that names no such file itself."),
+    field(
+        "split.ratio",
+        "number",
+        "null",
+        "In place of `eval`: this share of each training dataset, rounded up, is held out for evaluation. By records, so that one clip may be in both parts. What a dataset's choices leave out is no record of the run: the run says how many, and the ledger's counts are of the others.",
+    ),
+    field("split.seed", "whole number", "null", "Seed of that choice; 42 when not given."),
     field("num_frames", "count", "null", "Frames a clip, where the record does not say; excludes `fps`."),
     field(
         "fps",
@@ -181,6 +212,9 @@ const USUAL_WINDOW: u64 = 256;
 /// Records beyond which a window takes longer to measure than it can gain.
 const MAX_WINDOW: u64 = 1 << 16;
 
+/// Weight beyond which a dataset is not mixed with others but drowns them.
+const MAX_WEIGHT: f64 = 1000.0;
+
 /// Threads beyond which the disk or the step is what a run waits for.
 const MAX_WORKERS: usize = 16;
 
@@ -188,7 +222,7 @@ const MAX_WORKERS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetPlan {
-    /// A `.json` or `.jsonl` file.
+    /// A `.json`, `.jsonl`, `.csv` or `.tsv` file.
     pub path: PathBuf,
     /// Shape of the records.
     #[serde(default)]
@@ -202,7 +236,26 @@ pub struct DatasetPlan {
     /// Share of the dataset in an epoch.
     #[serde(default = "one")]
     pub weight: f64,
+    /// Only the first so many records.
+    #[serde(default)]
+    pub max_samples: Option<u64>,
+    /// Only the records that this file names.
+    #[serde(default)]
+    pub video_ids_file: Option<PathBuf>,
 }
+
+/// A part of the training records held out for evaluation.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SplitPlan {
+    /// Share that is held out.
+    pub ratio: Option<f64>,
+    /// Seed of the choice.
+    pub seed: Option<u64>,
+}
+
+/// Seed of a split when the plan does not say.
+const SPLIT_SEED: u64 = 42;
 
 fn one() -> f64 {
     1.0
@@ -277,6 +330,10 @@ pub struct DataPlan {
     /// Evaluation datasets.
     #[serde(deserialize_with = "datasets")]
     pub eval: Vec<DatasetPlan>,
+    /// Only the records that this file names.
+    pub video_ids_file: Option<PathBuf>,
+    /// Records held out for evaluation.
+    pub split: SplitPlan,
     /// Frames a clip.
     pub num_frames: Option<usize>,
     /// Frames a second.
@@ -334,6 +391,8 @@ impl Default for DataPlan {
         Self {
             train: Vec::new(),
             eval: Vec::new(),
+            video_ids_file: None,
+            split: SplitPlan::default(),
             num_frames: None,
             fps: None,
             min_frames: None,
@@ -450,12 +509,56 @@ impl DataPlan {
             if set.path.as_os_str().is_empty() {
                 return refuse("train", "a dataset has an empty `path`".into(), "name the file");
             }
-            if set.weight != 1.0 {
-                let what = format!("`weight: {}` is not built yet", set.weight);
-                return refuse("train", what, "remove it; datasets are read whole, one after the other");
+            if !(set.weight.is_finite() && set.weight > 0.0 && set.weight <= MAX_WEIGHT) {
+                let what = format!("`weight: {}`: must be above 0 and at most {MAX_WEIGHT}", set.weight);
+                return refuse("train", what, "how many times an epoch takes the dataset, such as 0.5 or 2");
+            }
+            if set.max_samples == Some(0) {
+                let what = "a dataset has `max_samples: 0`";
+                return refuse("train", what.into(), "leave it out for all records, or remove the dataset");
             }
         }
+        if let Some(set) = self.eval.iter().find(|set| set.weight != 1.0) {
+            let what = format!("`weight: {}`: an evaluation takes every record once", set.weight);
+            return refuse("eval", what, "remove it, or write `max_samples`");
+        }
+        if self.group_by_length && self.train.iter().any(|set| set.weight != 1.0) {
+            let what = "orders all records once an epoch, beside a `weight` that is not 1";
+            return refuse("group_by_length", what.into(), "keep one of them");
+        }
+        self.check_split()
+    }
+
+    fn check_split(&self) -> Result<(), DataError> {
+        let refuse = |key: &str, what: String, hint: &str| {
+            Err(DataError::Plan { key: format!("data.{key}"), what, hint: hint.to_owned() })
+        };
+        let Some(ratio) = self.split.ratio else {
+            return match self.split.seed {
+                None => Ok(()),
+                Some(_) => refuse("split.seed", "needs `data.split.ratio`".into(), "add it, or remove this key"),
+            };
+        };
+        if !(ratio > 0.0 && ratio < 1.0) {
+            let hint = "the share of the records to hold out, such as 0.05";
+            return refuse("split.ratio", format!("must lie between 0 and 1, found {ratio}"), hint);
+        }
+        if !self.eval.is_empty() {
+            let what = "holds out records for evaluation, beside the datasets of `data.eval`";
+            return refuse("split.ratio", what.into(), "keep one of them");
+        }
         Ok(())
+    }
+
+    /// Whether there is anything to evaluate on: datasets, or a part of the training records.
+    pub fn has_eval(&self) -> bool {
+        !self.eval.is_empty() || self.split.ratio.is_some()
+    }
+
+    /// The part of the training records that the split asks for.
+    fn split_part(&self, held_out: bool) -> Option<SplitPart> {
+        let seed = self.split.seed.unwrap_or(SPLIT_SEED);
+        self.split.ratio.map(|ratio| SplitPart { ratio, seed, held_out })
     }
 
     fn rule(&self) -> Result<Option<FrameRule>, DataError> {
@@ -474,7 +577,7 @@ impl DataPlan {
     /// # Errors
     /// A file cannot be read, holds no record, or its format cannot be told.
     pub fn open_train(&self) -> Result<Dataset, DataError> {
-        open_all(&self.train, "data.train")
+        self.open_part(false, |set| set.weight)
     }
 
     /// Opens the evaluation datasets as one.
@@ -482,7 +585,21 @@ impl DataPlan {
     /// # Errors
     /// As [`DataPlan::open_train`].
     pub fn open_eval(&self) -> Result<Dataset, DataError> {
-        open_all(&self.eval, "data.eval")
+        if self.eval.is_empty() && self.split.ratio.is_some() {
+            return self.open_part(true, |_| 1.0);
+        }
+        open_all(&self.eval, "data.eval", own_selection, |_| 1.0)
+    }
+
+    /// Opens the training records, or those of them that are held out.
+    fn open_part(&self, held_out: bool, weight: fn(&DatasetPlan) -> f64) -> Result<Dataset, DataError> {
+        let split = self.split_part(held_out);
+        let list = self.video_ids_file.as_deref();
+        let selection = |set| {
+            let own = own_selection(set);
+            Selection { ids: own.ids.or(list), split, ..own }
+        };
+        open_all(&self.train, "data.train", selection, weight)
     }
 
     /// What the section asks of every record.
@@ -564,7 +681,17 @@ impl DataPlan {
     }
 }
 
-fn open_all(plans: &[DatasetPlan], key: &str) -> Result<Dataset, DataError> {
+/// What one dataset says about its records.
+fn own_selection(set: &DatasetPlan) -> Selection<'_> {
+    Selection { ids: set.video_ids_file.as_deref(), max_samples: set.max_samples, split: None }
+}
+
+fn open_all<'a>(
+    plans: &'a [DatasetPlan],
+    key: &str,
+    selection: impl Fn(&'a DatasetPlan) -> Selection<'a>,
+    weight: fn(&DatasetPlan) -> f64,
+) -> Result<Dataset, DataError> {
     if plans.is_empty() {
         return Err(DataError::Plan {
             key: key.into(),
@@ -575,10 +702,11 @@ fn open_all(plans: &[DatasetPlan], key: &str) -> Result<Dataset, DataError> {
     let sets = plans
         .iter()
         .map(|p| {
-            let set = open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?;
-            Ok(set.with_audio_dir(p.audio_dir.as_deref()))
+            let whole = open_dataset(Path::new(&p.path), p.format, p.media_dir.as_deref())?;
+            let whole = whole.with_audio_dir(p.audio_dir.as_deref());
+            Ok::<_, DataError>(whole.select(&selection(p))?.weighted(weight(p)))
         })
-        .collect::<Result<Vec<_>, DataError>>()?;
+        .collect::<Result<Vec<_>, _>>()?;
     Ok(Dataset::concat(sets))
 }
 
@@ -591,13 +719,22 @@ fn datasets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Dat
         one => vec![one],
     };
     let read = |item: Value| match item {
-        Value::String(path) => {
-            Ok(DatasetPlan { path: path.into(), format: Format::Auto, media_dir: None, audio_dir: None, weight: 1.0 })
-        }
+        Value::String(path) => Ok(DatasetPlan {
+            path: path.into(),
+            format: Format::Auto,
+            media_dir: None,
+            audio_dir: None,
+            weight: 1.0,
+            max_samples: None,
+            video_ids_file: None,
+        }),
         other => serde_json::from_value(other).map_err(D::Error::custom),
     };
     items.into_iter().map(read).collect()
 }
+
+/// Keys that hold keys.
+const NESTED: [&str; 2] = ["limits", "split"];
 
 /// Refuses keys that are not in [`FIELDS`], with the nearest one that is.
 fn check_keys(section: &Value) -> Result<(), DataError> {
@@ -613,14 +750,13 @@ fn check_keys(section: &Value) -> Result<(), DataError> {
                         .map(|(k, _)| (format!("train[].{k}"), format!("{key}[].{k}"))),
                 );
             }
-        } else if key == "limits" {
-            found.extend(
-                value.as_object().into_iter().flatten().map(|(k, _)| (format!("limits.{k}"), format!("limits.{k}"))),
-            );
+        } else if NESTED.contains(&key.as_str()) {
+            let inner = value.as_object().into_iter().flatten();
+            found.extend(inner.map(|(k, _)| (format!("{key}.{k}"), format!("{key}.{k}"))));
         }
     }
     for (name, written) in found {
-        if name == "limits" || FIELDS.iter().any(|f| f.name == name) {
+        if NESTED.contains(&name.as_str()) || FIELDS.iter().any(|f| f.name == name) {
             continue;
         }
         let nearest = FIELDS.iter().map(|f| (distance(f.name, &name), f.name)).min();
@@ -649,111 +785,4 @@ fn distance(a: &str, b: &str) -> usize {
 }
 
 #[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn check(section: Value, expected: &str) {
-        assert_eq!(DataPlan::from_json(&section).unwrap_err().to_string(), expected);
-    }
-
-    #[test]
-    fn unknown_keys_are_errors_with_a_suggestion() {
-        check(json!({"num_frame": 8}), "`data.num_frame`: is not a key; hint: did you mean `data.num_frames`?");
-        check(
-            json!({"train": [{"path": "a.json", "media_dirs": "m"}]}),
-            "`data.train[].media_dirs`: is not a key; hint: did you mean `data.train[].media_dir`?",
-        );
-        check(
-            json!({"colour_jitter_strength": 1}),
-            "`data.colour_jitter_strength`: is not a key; hint: see the reference page of the plan's `data` section",
-        );
-    }
-
-    #[test]
-    fn contradictions_are_errors() {
-        check(
-            json!({"num_frames": 8, "fps": 1}),
-            "`data.fps`: 1 stands beside `data.num_frames: 8`; hint: keep one of them",
-        );
-        check(
-            json!({"train": [{"path": "a.json", "weight": 2}]}),
-            "`data.train`: `weight: 2` is not built yet; hint: remove it; datasets are read whole, one after the other",
-        );
-        check(
-            json!({"pack_window": 4}),
-            "`data.pack_window`: needs `data.pack_tokens`; hint: add it, or remove this key",
-        );
-        check(
-            json!({"pack_patches": 400}),
-            "`data.pack_patches`: needs `data.pack_tokens`; hint: add it, or remove this key",
-        );
-        check(
-            json!({"pack_tokens": 9, "pack_window": 0}),
-            "`data.pack_window`: must be at least 1, found 0; hint: leave it out for the default",
-        );
-        check(
-            json!({"pack_tokens": 9, "pack_window": 100_000}),
-            "`data.pack_window`: must be at most 65536: all records of a window are measured before its first batch; hint: a usual value is 256",
-        );
-        check(
-            json!({"group_by_length": true, "shuffle": false}),
-            "`data.group_by_length`: puts records into an order of its own, beside `data.shuffle: false`; hint: keep one of them",
-        );
-        check(
-            json!({"group_by_length": true, "pack_tokens": 9}),
-            "`data.group_by_length`: stands beside `data.pack_tokens`, which fills batches better from lengths that differ; hint: keep one of them",
-        );
-        check(
-            json!({"frame_jitter": true}),
-            "`data.frame_jitter`: needs `data.frame_rule: segments`; hint: add the rule, or remove it",
-        );
-    }
-
-    #[test]
-    fn the_table_holds_every_key_with_its_default() {
-        let plan =
-            DataPlan { train: vec![serde_json::from_value(json!({"path": "x"})).unwrap()], ..DataPlan::default() };
-        let written = serde_json::to_value(&plan).unwrap();
-        let mut names: Vec<String> = Vec::new();
-        for (key, value) in written.as_object().unwrap() {
-            match key.as_str() {
-                "limits" => names.extend(value.as_object().unwrap().keys().map(|k| format!("limits.{k}"))),
-                "train" => {
-                    names.push(key.clone());
-                    names.extend(value[0].as_object().unwrap().keys().map(|k| format!("train[].{k}")));
-                }
-                _ => names.push(key.clone()),
-            }
-        }
-        names.sort();
-        let mut known: Vec<String> = FIELDS.iter().map(|f| f.name.to_owned()).collect();
-        known.sort();
-        assert_eq!(names, known);
-        let defaults = serde_json::to_value(DataPlan::default()).unwrap();
-        for f in FIELDS.iter().filter(|f| !f.name.contains(['[', '.'])) {
-            let default: Value = serde_json::from_str(f.default).unwrap();
-            assert_eq!(default, defaults[f.name], "default of `{}`", f.name);
-        }
-    }
-
-    #[test]
-    fn the_window_follows_the_order() {
-        let window =
-            |section: Value| DataPlan::from_json(&section).unwrap().train_options(1, 1, 0).unwrap().pack_window;
-        assert_eq!(window(json!({"pack_tokens": 9})), 256);
-        assert_eq!(window(json!({"pack_tokens": 9, "shuffle": false})), 1);
-        assert_eq!(window(json!({"pack_tokens": 9, "shuffle": false, "pack_window": 8})), 8);
-        let grouped = DataPlan::from_json(&json!({"group_by_length": true})).unwrap();
-        assert_eq!(grouped.train_options(3, 4, 0).unwrap().group_by_length, Some(12));
-        assert_eq!(grouped.eval_options(3).unwrap().group_by_length, None);
-    }
-
-    #[test]
-    fn one_dataset_may_stand_alone() {
-        let plan = DataPlan::from_json(&json!({"train": "a.json", "eval": {"path": "b.json"}})).unwrap();
-        assert_eq!(plan.train[0].path, Path::new("a.json"));
-        assert_eq!(plan.eval[0].path, Path::new("b.json"));
-    }
-}
+mod tests;

@@ -33,9 +33,22 @@ pub enum Format {
     Messages,
     /// `{"video", "question", "caption"}`, the video as a reference only; `src_lang` and `tgt_lang` where they are needed.
     Seq2seq,
+    /// The `llava` shape with an optional `audio`.
+    Ego4d,
+    /// `{"video" | "image" | "videoID", "question", "options", "answer"}`: one question, lettered options, the right one.
+    Mcq,
+    /// `{"video" | "image", "question", "answer"}`.
+    Qa,
+    /// `{"video" | "image", "caption"}`.
+    Caption,
 }
 
 impl Format {
+    /// Whether a newline right after a picture or clip belongs to its placeholder and not to the text.
+    pub(crate) fn has_placeholder_lines(self) -> bool {
+        matches!(self, Self::Llava | Self::Ego4d | Self::Mcq | Self::Qa | Self::Caption)
+    }
+
     /// The name used on the command line, in plans and in messages.
     pub fn name(self) -> &'static str {
         match self {
@@ -44,6 +57,10 @@ impl Format {
             Self::Llava => "llava",
             Self::Messages => "messages",
             Self::Seq2seq => "seq2seq",
+            Self::Ego4d => "ego4d",
+            Self::Mcq => "mcq",
+            Self::Qa => "qa",
+            Self::Caption => "caption",
         }
     }
 }

@@ -386,3 +386,53 @@ fn contradicting_options_are_refused() {
     let idle = LoaderOptions { workers: 0, ..Default::default() };
     assert_eq!(text(idle), "`data.num_workers`: no thread would read the data; hint: use 1 or more");
 }
+
+#[test]
+fn weights_take_shares_of_datasets_and_resume_where_they_stood() {
+    let options = LoaderOptions { batch_size: 2, shuffle: true, ..LoaderOptions::default() };
+    let open = || {
+        let sets =
+            [(0..6, 0.5), (6..10, 2.0), (10..13, 1.0)].map(|(numbers, weight): (std::ops::Range<usize>, f64)| {
+                let set = dataset(&numbers.map(|n| record(n, false)).collect::<Vec<_>>());
+                Arc::try_unwrap(set).unwrap().weighted(weight)
+            });
+        Arc::new(Dataset::concat(sets.into()))
+    };
+    let set = open();
+    assert_eq!((set.len(), set.epoch_len()), (13, 14));
+    assert_eq!(set.shares().map(|(_, take, len)| (take, len)).collect::<Vec<_>>(), [(3, 6), (8, 4), (3, 3)]);
+    let mut loader = Loader::new(set, processor(), options.clone()).unwrap();
+    assert_eq!(loader.batches_per_epoch(), Some(7));
+    let (mut ledger, mut all, mut states) = (Ledger::new(13), Vec::new(), Vec::new());
+    for _ in 0..2 {
+        while let Some((batch, events)) = loader.next_batch().unwrap() {
+            events.iter().for_each(|event| ledger.record(event));
+            all.push(batch.sample_ids.clone());
+            states.push(loader.state());
+        }
+    }
+    let count = |name: &str, batches: &[Vec<String>]| batches.iter().flatten().filter(|id| *id == name).count();
+    let each = |batches: &[Vec<String>]| (0..13).map(|n| count(&format!("r{n}"), batches)).collect::<Vec<_>>();
+    let first = each(&all[..7]);
+    assert_eq!((first[..6].iter().sum::<usize>(), &first[6..]), (3, &[2, 2, 2, 2, 1, 1, 1][..]));
+    assert_eq!(each(&all), [1, 1, 1, 1, 1, 1, 4, 4, 4, 4, 2, 2, 2]);
+    // Every record counts once in the ledger, however often it came.
+    let summary = ledger.summary();
+    assert_eq!((summary.total, summary.trained, summary.not_reached), (13, 13, 0));
+    for stop in [2, 6, 9] {
+        let workers = LoaderOptions { workers: 1 + stop % 3, ..options.clone() };
+        let mut again = Loader::from_state(open(), processor(), workers, states[stop].clone()).unwrap();
+        let mut rest = Vec::new();
+        while rest.len() < 13 - stop {
+            if let Some((batch, _)) = again.next_batch().unwrap() {
+                rest.push(batch.sample_ids);
+            }
+        }
+        assert_eq!(rest, all[stop + 1..], "{stop}");
+    }
+    let other = LoaderOptions { group_by_length: Some(2), ..options };
+    assert_eq!(
+        Loader::new(open(), processor(), other).unwrap_err().to_string(),
+        "`data.group_by_length`: orders all records once an epoch, beside a `weight` that is not 1; hint: keep one of them"
+    );
+}

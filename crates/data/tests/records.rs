@@ -464,10 +464,10 @@ fn lines_are_the_files_own() {
 
 #[test]
 fn formats_that_cannot_be_told() {
-    let error = open("a.json", r#"[{"question": "x", "answer": "y"}]"#).unwrap_err().to_string();
+    let error = open("a.json", r#"[{"query": "x", "answer": "y"}]"#).unwrap_err().to_string();
     assert_eq!(
         error.rsplit_once("/a.json`: ").unwrap().1,
-        "the format cannot be told: expected records with `conversations`, `messages` or `conversation`, or with `question` and `caption`, found `question`, `answer`; hint: name the format with `data.train.format`, or convert the file"
+        "the format cannot be told: expected records with `conversations`, `messages` or `conversation`; `question` with `options`, `answer` or `caption`; or `caption` with a picture or clip, found `query`, `answer`; hint: name the format with `data.train.format`, or convert the file"
     );
     let dir = tempfile::tempdir().unwrap();
     let missing = open_dataset(&dir.path().join("a.json"), Format::Auto, None).unwrap_err();

@@ -234,7 +234,7 @@ fn estimate_tokens(plan: &Plan, data: &DataSide, sample: &[Encoded], packing: Op
         }
         (None, Some(steps)) => {
             // The last step of an epoch may be smaller, so whole epochs count by records.
-            data.count.num_training_steps as f64 / steps as f64 * data.dataset.len() as f64 * mean_input_tokens
+            data.count.num_training_steps as f64 / steps as f64 * data.dataset.epoch_len() as f64 * mean_input_tokens
         }
         (None, None) => records_per_step * mean_input_tokens * data.count.num_training_steps as f64,
     };

@@ -172,7 +172,7 @@ pub(crate) fn open_data(plan: &Plan, model_dir: &Path, cache: Option<Arc<FrameCa
             Some(EvalSet { dataset: Arc::new(data.open_eval()?), processor: processor.clone(), options })
         }
     };
-    let num_batches = options.pack_tokens.is_none().then(|| dataset.len().div_ceil(options.batch_size as u64));
+    let num_batches = options.pack_tokens.is_none().then(|| dataset.epoch_len().div_ceil(options.batch_size as u64));
     let Some(count) = StepCount::new(plan, num_batches) else {
         return Err(TrainError::mismatch("the training set holds no record", "look at `data.train`"));
     };
@@ -211,12 +211,18 @@ impl Job {
                 plan.train.per_device_train_batch_size
             ));
         }
-        if self.eval.is_none() && !plan.data.eval.is_empty() {
-            notices.push(
-                "`data.eval` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"
-                    .to_owned(),
-            );
+        if self.eval.is_none() && plan.data.has_eval() {
+            let key = if plan.data.eval.is_empty() { "split" } else { "eval" };
+            notices.push(format!(
+                "`data.{key}` is not used: neither `train.eval_steps` nor `train.eval_strategy` asks for evaluation"
+            ));
         }
+        let evaluated = self.eval.iter().flat_map(|set| set.dataset.selected());
+        notices.extend(self.dataset.selected().chain(evaluated).map(ToString::to_string));
+        let share = |(path, take, len): (&Path, u64, u64)| {
+            format!("`{}`: an epoch takes {take} of its {len} records", path.display())
+        };
+        notices.extend(self.dataset.shares().map(share));
         notices
     }
 

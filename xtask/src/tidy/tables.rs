@@ -50,6 +50,7 @@ const EXTERNALS: &[External] = &[
         why: "contents of media files, names and checksums of cached entries",
     },
     External { name: "realfft", users: &["data"], why: "spectrograms of sound" },
+    External { name: "csv-core", users: &["data"], why: "tables of records" },
     External { name: "zstd", users: &["data"], why: "cached frames" },
     External { name: "memmap2", users: &["hub"], why: "weights without a copy" },
     External { name: "sha2", users: &["hub", "media"], why: "checksums of what was downloaded" },

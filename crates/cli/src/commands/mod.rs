@@ -5,6 +5,7 @@ pub mod bench_generate;
 pub mod bench_step;
 pub mod data_cache;
 pub mod data_check;
+pub mod data_convert;
 pub mod data_frames;
 pub mod data_preview;
 pub mod demo;

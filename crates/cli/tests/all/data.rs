@@ -263,3 +263,24 @@ fn a_recipe_is_written_and_never_overwritten() {
     line("init --preset lora", &["--out", &out]).expect(2);
     assert_eq!(std::fs::read_to_string(dir.path().join("plan.yaml")).unwrap(), plan);
 }
+
+#[test]
+fn something_something_becomes_records_that_are_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| text_of(&dir.path().join(name));
+    std::fs::write(at("train.csv"), "videos/3.webm 0\nvideos/8.webm 1\n").unwrap();
+    std::fs::write(at("id2label.json"), r#"{"0": "Closing [something]", "1": "Holding something"}"#).unwrap();
+    for out in ["records.jsonl", "records.json"] {
+        let args = ["--annotations", &at("train.csv"), "--labels", &at("id2label.json"), "--suffix", "mp4"];
+        let run = line("data convert ssv2", &[&args[..], &["--out", &at(out)]].concat()).expect(0);
+        assert!(run.stdout.is_empty() && run.stderr.contains("2 records in `"), "{}", run.stderr);
+        let report = line("data check --no-media", &["--data", &at(out)]).expect(0).json();
+        assert_eq!((&report["format"], &report["accepted"]), (&json!("llava"), &json!(2)));
+    }
+    let first = std::fs::read_to_string(at("records.jsonl")).unwrap();
+    let first: Value = serde_json::from_str(first.lines().next().unwrap()).unwrap();
+    assert_eq!((&first["id"], &first["video"]), (&json!("3"), &json!("3.mp4")));
+    assert_eq!(first["conversations"][1]["value"], json!("Closing something"));
+    let run = line("data convert ssv2", &["--annotations", &at("train.csv"), "--out", &at("x.json")]).expect(3);
+    assert!(run.stderr.contains("need a file that says what the labels mean"), "{}", run.stderr);
+}

@@ -1,10 +1,13 @@
 //! Owns the reading of one JSON record into a [`Sample`], and what all formats share: media fields, order of roles,
 //! empty answers. It refuses to open media files or to know any model.
 
+mod asked;
 mod conversation;
 mod llava;
+mod mcq;
 mod media_fields;
 mod messages;
+mod pairs;
 mod seq2seq;
 
 use std::path::{Path, PathBuf};
@@ -62,14 +65,21 @@ fn percent_decoded(text: &str) -> String {
     String::from_utf8(bytes).unwrap_or_else(|_| text.to_owned())
 }
 
+/// What tells a format, for messages.
+pub(crate) const KNOWN_KEYS: &str = "`conversations`, `messages` or `conversation`; `question` with `options`, `answer` or `caption`; or `caption` with a picture or clip";
+
 /// Tells the format of a record by its keys.
 pub(crate) fn detect(record: &Value) -> Option<Format> {
     let record = record.as_object()?;
     let dialogues =
         [("conversations", Format::Llava), ("messages", Format::Messages), ("conversation", Format::Conversation)];
     let found = dialogues.into_iter().find_map(|(key, format)| record.contains_key(key).then_some(format));
-    let is_pair = || record.contains_key("question") && record.contains_key("caption");
-    found.or_else(|| is_pair().then_some(Format::Seq2seq))
+    found.or_else(|| match record.contains_key("question") {
+        true if mcq::has_options(record) => Some(Format::Mcq),
+        true if record.contains_key("caption") => Some(Format::Seq2seq),
+        true => record.contains_key("answer").then_some(Format::Qa),
+        false => pairs::is_caption(record).then_some(Format::Caption),
+    })
 }
 
 /// The record's id: its own, its key in the file's top-level object, or its position.
@@ -104,10 +114,7 @@ pub(crate) fn parse(
         Format::Auto => detect(&value).ok_or_else(|| {
             context
                 .error("unknown_format", "the record's format cannot be told")
-                .expected(
-                    "a key `conversations`, `messages` or `conversation`, or `question` and `caption`",
-                    list_keys(record),
-                )
+                .expected(KNOWN_KEYS, list_keys(record))
                 .hint("name the format with `data.train.format`, or convert the file")
         })?,
         named => named,
@@ -116,7 +123,10 @@ pub(crate) fn parse(
         Format::Conversation => conversation::parse(&context, record)?,
         Format::Messages => messages::parse(&context, record)?,
         Format::Seq2seq => seq2seq::parse(&context, record)?,
-        Format::Llava | Format::Auto => llava::parse(&context, record)?,
+        Format::Mcq => mcq::parse(&context, record)?,
+        Format::Qa => pairs::parse_qa(&context, record)?,
+        Format::Caption => pairs::parse_caption(&context, record)?,
+        Format::Llava | Format::Ego4d | Format::Auto => llava::parse(&context, record)?,
     };
     check_turns(&context, &conversation)?;
     let src_lang = seq2seq::language(&context, record, "src_lang")?;
@@ -217,7 +227,7 @@ fn role_of(context: &Context<'_>, position: usize, name: &str) -> Result<Role, R
 }
 
 /// What a JSON value is, for messages.
-fn kind_of(value: &Value) -> String {
+pub(crate) fn kind_of(value: &Value) -> String {
     match value {
         Value::Null => "null".into(),
         Value::Bool(b) => format!("`{b}`"),

@@ -11,7 +11,7 @@ use super::measure::print_of;
 use super::{LoaderOptions, LoaderState};
 use crate::batch::RecordSize;
 use crate::error::DataError;
-use crate::order::{Order, Sequence, grouped};
+use crate::order::{Mixture, Order, Sequence, grouped};
 use crate::pack::{Room, best_fit, in_order};
 
 /// How places become batches.
@@ -72,6 +72,8 @@ pub(super) struct Course {
     num_records: u64,
     /// Lengths of all records and the records of one step, where they are grouped by length.
     grouping: Option<(Vec<u32>, usize)>,
+    /// Shares of datasets, where they differ.
+    mixture: Option<Mixture>,
     /// The hash of these lengths.
     pub lengths_print: Option<u64>,
     sequence: Sequence,
@@ -86,6 +88,7 @@ impl Course {
     pub fn new(
         options: &LoaderOptions,
         state: &LoaderState,
+        mixture: Option<&Mixture>,
         measure: impl FnOnce() -> Vec<Option<RecordSize>>,
     ) -> Result<Self, DataError> {
         let grouping = options.group_by_length.map(|step| {
@@ -104,6 +107,7 @@ impl Course {
             seed: options.seed,
             num_records: state.num_records,
             grouping,
+            mixture: mixture.cloned(),
             lengths_print,
             sequence: Sequence::Plain(Order::File),
         };
@@ -114,9 +118,11 @@ impl Course {
     /// Lays out an epoch.
     pub fn begin(&mut self, epoch: u64) {
         let order = Order::new(self.num_records, self.shuffle, self.seed, epoch);
-        self.sequence = match &self.grouping {
-            None => Sequence::Plain(order),
-            Some((lengths, step)) => Sequence::Grouped(grouped(|position| order.record(position), lengths, *step)),
+        let (shuffle, seed) = (self.shuffle, self.seed);
+        self.sequence = match (&self.grouping, &self.mixture) {
+            (None, None) => Sequence::Plain(order),
+            (None, Some(mixture)) => Sequence::Mixed { order, mixture: mixture.clone(), shuffle, seed, epoch },
+            (Some((lengths, step)), _) => Sequence::Grouped(grouped(|position| order.record(position), lengths, *step)),
         };
     }
 

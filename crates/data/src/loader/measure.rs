@@ -7,12 +7,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::LoaderOptions;
-use super::course::Cut;
+use super::course::{Course, Cut};
+use super::{LoaderOptions, LoaderState};
 use crate::batch::RecordSize;
 use crate::dataset::Dataset;
 use crate::error::{DataError, RecordError};
-use crate::order::{Order, mix};
+use crate::order::mix;
 use crate::pack::Room;
 use crate::processor::Processor;
 use crate::record::Origin;
@@ -36,11 +36,11 @@ pub struct PackEstimate {
 pub fn estimate_packing(dataset: &Dataset, processor: &Processor, options: &LoaderOptions) -> Option<PackEstimate> {
     let tokens = options.pack_tokens?;
     let room = Room { tokens, patches: options.pack_patches };
-    let order = Order::new(dataset.len(), options.shuffle, options.seed, 0);
+    let course = Course::new(options, &LoaderState::begin(dataset, options), dataset.mixture(), Vec::new).ok()?;
     let len = if options.pack_window > 1 { options.pack_window } else { SAMPLED };
-    let num_sampled = len.min(dataset.len()).min(MAX_SAMPLED);
+    let num_sampled = len.min(dataset.epoch_len()).min(MAX_SAMPLED);
     let sizes = measure_many(num_sampled, options.workers, |position| {
-        measure_one(dataset, processor, options, order.record(position)).ok().filter(|size| room.holds(*size))
+        measure_one(dataset, processor, options, course.record(position)).ok().filter(|size| room.holds(*size))
     });
     let batches = Cut::of(options).batches(&sizes);
     let known: Vec<RecordSize> = batches.iter().flatten().filter_map(|&place| sizes[place]).collect();

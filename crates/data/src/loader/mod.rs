@@ -97,7 +97,7 @@ pub struct LoaderState {
     pub skipped: BTreeMap<String, u64>,
     /// Seed of the order.
     pub seed: u64,
-    /// Records in the dataset, to notice another one.
+    /// Records of an epoch, to notice another dataset: all of the dataset's, or what the weights take of them.
     pub num_records: u64,
     /// Where batches depend on sizes that were measured in advance: a hash of these sizes, to notice others.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -107,7 +107,7 @@ pub struct LoaderState {
 impl LoaderState {
     /// Before the first record of the first epoch.
     fn begin(dataset: &Dataset, options: &LoaderOptions) -> Self {
-        let (seed, num_records) = (options.seed, dataset.len());
+        let (seed, num_records) = (options.seed, dataset.epoch_len());
         Self { epoch: 0, cursor: 0, skipped: BTreeMap::new(), seed, num_records, sizes: None }
     }
 }
@@ -164,7 +164,7 @@ impl Loader {
     ) -> Result<Self, DataError> {
         check(&dataset, &options, &state)?;
         let workers = options.workers;
-        let course = Course::new(&options, &state, || measure_all(&dataset, &processor, &options))?;
+        let course = Course::new(&options, &state, dataset.mixture(), || measure_all(&dataset, &processor, &options))?;
         let shared = Arc::new(Shared::new(dataset, processor, options, course, state.clone()));
         let threads = Vec::with_capacity(workers);
         let mut loader = Self { shared, threads, state, failed: Vec::new(), stats: LoaderStats::default() };
@@ -270,8 +270,12 @@ fn check(dataset: &Dataset, options: &LoaderOptions, state: &LoaderState) -> Res
     if options.workers == 0 {
         return plan("data.num_workers", "no thread would read the data", "use 1 or more");
     }
-    let wrong = if state.num_records != dataset.len() {
-        Some(format!("it belongs to {} records, the dataset has {}", state.num_records, dataset.len()))
+    if options.group_by_length.is_some() && dataset.mixture().is_some() {
+        let what = "orders all records once an epoch, beside a `weight` that is not 1";
+        return plan("data.group_by_length", what, "keep one of them");
+    }
+    let wrong = if state.num_records != dataset.epoch_len() {
+        Some(format!("it belongs to {} records, the dataset has {}", state.num_records, dataset.epoch_len()))
     } else if state.seed != options.seed {
         Some(format!("it belongs to seed {}, the run has {}", state.seed, options.seed))
     } else if state.cursor > state.num_records {

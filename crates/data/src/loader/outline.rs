@@ -38,11 +38,11 @@ pub fn largest_batches(
     let state = LoaderState::begin(dataset, options);
     super::check(dataset, options, &state)?;
     let sizes = measure_all(dataset, processor, options);
-    let mut course = Course::new(options, &state, || sizes.clone())?;
+    let mut course = Course::new(options, &state, dataset.mixture(), || sizes.clone())?;
     let mut largest: Vec<BatchOutline> = Vec::new();
     for epoch in epochs {
         course.begin(epoch);
-        let records: Vec<u64> = (0..dataset.len()).map(|position| course.record(position)).collect();
+        let records: Vec<u64> = (0..dataset.epoch_len()).map(|position| course.record(position)).collect();
         let placed: Vec<_> = records.iter().map(|&record| sizes[record as usize]).collect();
         for batch in course.cut.batches(&placed) {
             let sum = |of: fn(&crate::batch::RecordSize) -> u32| {

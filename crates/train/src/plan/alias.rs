@@ -187,13 +187,9 @@ pub(crate) const ALIASES: &[Alias] = {
         alias("tokenized_path", Refused("remove it; nothing is tokenised in advance"), FACTORY),
         alias("overwrite_cache", Moot("nothing is tokenised in advance"), FACTORY),
         alias("group_by_length", Same("data.group_by_length"), HF),
-        alias("video_ids_file", Refused("not built yet; put the records to use into a file of their own"), EGO4D),
-        alias("max_samples", Refused("not built yet; put the records to use into a file of their own"), FACTORY),
-        alias(
-            "val_size",
-            Refused("not built yet; put the records to hold out into a file and name it in `data.eval`"),
-            FACTORY,
-        ),
+        alias("video_ids_file", Same("data.video_ids_file"), EGO4D),
+        alias("max_samples", Refused("write `max_samples` in the entries of `data.train`"), FACTORY),
+        alias("val_size", Same("data.split.ratio"), FACTORY),
         alias("hf_dataset_name", Refused("not built yet; download it and write `data.train: [{path: FILE}]`"), EGO4D),
         alias(
             "hf_dataset_config",

@@ -28,11 +28,15 @@ impl Schema {
         Schema { leaves, sections }
     }
 
-    /// The one leaf with this last segment, for files that write every key at the top.
+    /// The leaf with this last segment, for files that write every key at the top: the one right below a section, where
+    /// there is one such, else the only one.
     fn leaf_named(&self, name: &str) -> Option<&str> {
-        let mut found = self.leaves.iter().filter(|leaf| last_segment(leaf) == name);
-        let first = found.next()?;
-        found.next().is_none().then_some(first.as_str())
+        let named = |is_wanted: fn(&str) -> bool| {
+            let mut found = self.leaves.iter().filter(|leaf| last_segment(leaf) == name && is_wanted(leaf));
+            let first = found.next()?;
+            found.next().is_none().then_some(first.as_str())
+        };
+        named(|leaf| leaf.matches('.').count() == 1).or_else(|| named(|_| true))
     }
 
     /// The nearest name to an unknown `key` in `section`: a key of the section, a section, an alias, or a key elsewhere.

@@ -477,7 +477,7 @@ impl Findings<'_> {
             self.missing("train.eval_steps", "100");
         }
         let evaluation = train.evaluation();
-        if evaluation != Strategy::No && self.plan.data.eval.is_empty() {
+        if evaluation != Strategy::No && !self.plan.data.has_eval() {
             let key = if train.eval_steps.is_some() { "train.eval_steps" } else { "train.eval_strategy" };
             let message = format!("`{key}` asks for evaluation, but `data.eval` names no dataset");
             self.add(key, message, "write `data.eval: [{path: FILE}]`, or remove it");
