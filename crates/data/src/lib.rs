@@ -27,6 +27,8 @@ mod pack;
 mod plan;
 mod processor;
 mod record;
+mod shards;
+mod tar;
 mod template;
 mod text_pair;
 mod tokenizer;

@@ -49,7 +49,12 @@ pub const FIELDS: &[PlanField] = &[
         "Training datasets, read one after the other; a text is the `path` of one.",
     ),
     field("eval", "list of datasets", "[]", "Evaluation datasets; needed when an evaluation is asked for."),
-    field("train[].path", "path", "null", "A `.json` or `.jsonl` file. Required."),
+    field(
+        "train[].path",
+        "path, or list of paths",
+        "null",
+        "A `.json`, `.jsonl` or WebDataset `.tar` file, a folder of such shards, or a pattern for them: `shards/*.jsonl`, `train-{00000..00011}.tar`. Shards stand in the order of their names' bytes, those of braces and lists as they are written. Required.",
+    ),
     field(
         "train[].format",
         "auto | conversation | llava | messages | seq2seq",
@@ -187,7 +192,7 @@ const MAX_WORKERS: usize = 16;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DatasetPlan {
-    /// A `.json` or `.jsonl` file.
+    /// A file of records, a folder of shards, or a pattern for them.
     pub path: PathBuf,
     /// Shape of the records.
     #[serde(default)]
@@ -589,7 +594,22 @@ fn datasets<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<Vec<Dat
         }
         other => serde_json::from_value(other).map_err(D::Error::custom),
     };
-    items.into_iter().map(read).collect()
+    items.into_iter().flat_map(one_each).map(read).collect()
+}
+
+/// A dataset whose `path` is a list as one dataset for each of them.
+fn one_each(item: Value) -> Vec<Value> {
+    match item.get("path") {
+        Some(Value::Array(paths)) if !paths.is_empty() => paths
+            .iter()
+            .map(|path| {
+                let mut one = item.clone();
+                one["path"] = path.clone();
+                one
+            })
+            .collect(),
+        _ => vec![item],
+    }
 }
 
 /// Refuses keys that are not in [`FIELDS`], with the nearest one that is.
@@ -741,6 +761,15 @@ mod tests {
         let grouped = DataPlan::from_json(&json!({"group_by_length": true})).unwrap();
         assert_eq!(grouped.train_options(3, 4, 0).unwrap().group_by_length, Some(12));
         assert_eq!(grouped.eval_options(3).unwrap().group_by_length, None);
+    }
+
+    #[test]
+    fn a_list_of_paths_is_so_many_datasets() {
+        let plan =
+            DataPlan::from_json(&json!({"train": [{"path": ["a.json", "b.json"], "media_dir": "m"}, "c"]})).unwrap();
+        let sets: Vec<_> = plan.train.iter().map(|set| (set.path.to_str().unwrap(), set.media_dir.is_some())).collect();
+        assert_eq!(sets, [("a.json", true), ("b.json", true), ("c", false)]);
+        assert!(DataPlan::from_json(&json!({"train": {"path": []}})).is_err());
     }
 
     #[test]

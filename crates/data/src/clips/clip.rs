@@ -238,7 +238,7 @@ pub(super) fn open(
         MediaSource::Url(url) => fetch(sample, url, options)?,
     };
     if is_image {
-        if !path.exists() {
+        if !media::file_of(&path).exists() {
             return Err(media_error(MediaError::MissingFile { path }));
         }
         return Ok(Opened::Picture(Arc::new(Still { path, image: Mutex::default() })));
