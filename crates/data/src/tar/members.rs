@@ -310,8 +310,8 @@ fn octal(field: &[u8]) -> Option<u64> {
     let is_blank = |byte: &u8| matches!(byte, 0 | b' ');
     let start = field.iter().position(|byte| *byte != b' ').unwrap_or(field.len());
     let digits = &field[start..];
-    let end = digits.iter().position(|byte| is_blank(byte)).unwrap_or(digits.len());
-    if !digits[end..].iter().all(|byte| is_blank(byte)) {
+    let end = digits.iter().position(is_blank).unwrap_or(digits.len());
+    if !digits[end..].iter().all(is_blank) {
         return None;
     }
     digits[..end].iter().try_fold(0u64, |sum, &byte| {
