@@ -85,11 +85,10 @@ pub(crate) fn expand(path: &Path) -> Result<(Kind, Vec<PathBuf>), DataError> {
 
 /// The shards of a folder: files of records by their endings. Folders inside of it and hidden files do not count.
 fn in_folder(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
-    const ENDINGS: [&str; 6] = [".json", ".jsonl", ".ndjson", ".tar", ".parquet", ".arrow"];
     let (mut files, mut other) = (Vec::new(), None);
     for name in names_in(dir)? {
-        let (lower, path) = (name.to_ascii_lowercase(), dir.join(&name));
-        if ENDINGS.iter().any(|ending| lower.ends_with(ending)) && !name.starts_with('.') && path.is_file() {
+        let path = dir.join(&name);
+        if is_records(&name) && !name.starts_with('.') && path.is_file() {
             files.push(path);
         } else {
             other = other.or(Some(name));
@@ -104,12 +103,25 @@ fn in_folder(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
     Ok(files)
 }
 
-/// The names in a folder in the order of their bytes. Those that are not text cannot be named by a plan either.
+/// Whether a name ends as those of files of records do, read ones and others.
+fn is_records(name: &str) -> bool {
+    const ENDINGS: [&str; 6] = [".json", ".jsonl", ".ndjson", ".tar", ".parquet", ".arrow"];
+    let lower = name.to_ascii_lowercase();
+    ENDINGS.iter().any(|ending| lower.ends_with(ending))
+}
+
+/// The names in a folder in the order of their bytes.
 fn names_in(dir: &Path) -> Result<Vec<String>, DataError> {
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(|error| DataError::io(dir, error))? {
         let entry = entry.map_err(|error| DataError::io(dir, error))?;
-        names.extend(entry.file_name().into_string());
+        match entry.file_name().into_string() {
+            Ok(name) => names.push(name),
+            Err(name) if is_records(&name.to_string_lossy()) => {
+                return Err(dataset_error(&dir.join(name), "bad_name", "the file's name is not UTF-8", "rename it"));
+            }
+            Err(_) => {}
+        }
     }
     names.sort_unstable();
     Ok(names)

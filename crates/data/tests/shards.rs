@@ -73,6 +73,18 @@ fn patterns_folders_and_lists_give_their_shards_in_order() {
 }
 
 #[test]
+fn a_shard_whose_name_is_no_text_is_not_passed_over() {
+    use std::os::unix::ffi::OsStrExt;
+    let dir = folder(&["a.jsonl"]);
+    let name = std::ffi::OsStr::from_bytes(b"caf\xe9.jsonl");
+    std::fs::write(dir.path().join(name), "{}").unwrap();
+    for path in [dir.path().to_path_buf(), dir.path().join("*.jsonl")] {
+        let expected = "`caf\u{fffd}.jsonl`: the file's name is not UTF-8; hint: rename it";
+        assert_eq!(told(open(path), dir.path()), expected);
+    }
+}
+
+#[test]
 fn media_are_looked_for_beside_each_shard() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
