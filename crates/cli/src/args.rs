@@ -314,7 +314,7 @@ pub struct EvalArgs {
     /// The model, where no plan is given.
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Dataset file; the plan's evaluation set when not given
+    /// Dataset: a file, a folder of shards, or a pattern for them; the plan's evaluation set when not given
     #[arg(long, value_name = "FILE", required_unless_present = "plan")]
     pub data: Option<PathBuf>,
     /// What is judged: loss, caption, qa, mcq, classify, summary or story
@@ -361,7 +361,7 @@ pub struct ScoreArgs {
     /// PEFT adapter folder to apply
     #[arg(long, value_name = "DIR")]
     pub adapter: Option<PathBuf>,
-    /// Dataset file
+    /// Dataset: a file, a folder of shards, or a pattern for them
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Scores file (JSON lines); stdout when not given
@@ -540,7 +540,7 @@ impl FromStr for Size {
 /// `vidtune data check`.
 #[derive(Debug, Args)]
 pub struct CheckArgs {
-    /// Dataset file
+    /// Dataset: a file, a folder of shards, or a pattern for them
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Checkpoint folder or hub id: also renders and counts tokens as this model would
@@ -569,7 +569,7 @@ pub struct CheckArgs {
 /// `vidtune data preview`.
 #[derive(Debug, Args)]
 pub struct PreviewArgs {
-    /// Dataset file
+    /// Dataset: a file, a folder of shards, or a pattern for them
     #[arg(long, value_name = "FILE")]
     pub data: PathBuf,
     /// Checkpoint folder or hub id whose template and tokenizer are used

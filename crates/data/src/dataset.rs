@@ -3,13 +3,15 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::csv_index::{CsvIndex, is_table};
+use crate::csv_index::CsvIndex;
 use crate::error::{DataError, RecordError};
 use crate::formats;
 use crate::json_index::{Fingerprint, JsonIndex, dataset_error};
 use crate::order::Mixture;
 use crate::record::{Format, Origin, Sample};
 use crate::select::{Chosen, Selected, Selection};
+use crate::shards::{self, Kind};
+use crate::tar::TarIndex;
 
 /// How many records are looked at to tell the format.
 const DETECT_RECORDS: u64 = 16;
@@ -49,11 +51,16 @@ impl SourceFile {
 pub(crate) enum Rows {
     Json(JsonIndex),
     Csv(CsvIndex),
+    Tar(TarIndex),
 }
 
 impl Rows {
-    fn open(path: &Path) -> Result<Self, DataError> {
-        if is_table(path) { CsvIndex::open(path).map(Self::Csv) } else { JsonIndex::open(path).map(Self::Json) }
+    fn open(path: &Path, kind: Kind) -> Result<Self, DataError> {
+        match kind {
+            Kind::Tar => TarIndex::open(path).map(Self::Tar),
+            Kind::Csv => CsvIndex::open(path).map(Self::Csv),
+            Kind::Json => JsonIndex::open(path).map(Self::Json),
+        }
     }
 
     /// Number of records.
@@ -61,6 +68,7 @@ impl Rows {
         match self {
             Self::Json(index) => index.len(),
             Self::Csv(index) => index.len(),
+            Self::Tar(index) => index.len(),
         }
     }
 
@@ -69,6 +77,7 @@ impl Rows {
         match self {
             Self::Json(index) => index.read(place),
             Self::Csv(index) => index.read(place, origin),
+            Self::Tar(index) => Ok(index.value(place)?.to_string().into_bytes()),
         }
     }
 
@@ -76,7 +85,7 @@ impl Rows {
     pub fn key(&self, place: u64) -> Option<&str> {
         match self {
             Self::Json(index) => index.key(place),
-            Self::Csv(_) => None,
+            Self::Csv(_) | Self::Tar(_) => None,
         }
     }
 
@@ -84,6 +93,7 @@ impl Rows {
         match self {
             Self::Json(index) => index.line_of(place),
             Self::Csv(index) => index.line_of(place),
+            Self::Tar(_) => 0,
         }
     }
 
@@ -91,6 +101,7 @@ impl Rows {
         match self {
             Self::Json(index) => index.fingerprint(),
             Self::Csv(index) => index.fingerprint(),
+            Self::Tar(index) => index.fingerprint(),
         }
     }
 }
@@ -215,6 +226,9 @@ impl Dataset {
     /// What is wrong with the record, with file and line.
     pub fn get(&self, index: u64) -> Result<Sample, DataError> {
         let (file, place) = self.locate(index)?;
+        if let Rows::Tar(records) = &file.rows {
+            return records.sample(place, index, file.format, [&file.media_dir, &file.audio_dir]);
+        }
         let origin = Origin { file: file.path.clone(), line: file.rows.line_of(place), index };
         let (bytes, key) = (file.rows.read(place, &origin)?, file.rows.key(place));
         match std::str::from_utf8(&bytes) {
@@ -223,7 +237,8 @@ impl Dataset {
                 let before = &bytes[..error.valid_up_to()];
                 let lines = before.iter().filter(|&&b| b == b'\n').count() as u64;
                 let column = before.len() - before.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1) + 1;
-                let (place, id) = (Origin { line: origin.line + lines, ..origin }, self.id(index));
+                let value = serde_json::from_str(&String::from_utf8_lossy(&bytes)).unwrap_or(serde_json::Value::Null);
+                let (place, id) = (Origin { line: origin.line + lines, ..origin }, formats::id_of(&value, key, index));
                 let what = format!("column {column}: the text is not UTF-8");
                 Err(RecordError::new("bad_json", &place, Some(&id), what)
                     .hint("save the file in UTF-8, or set `data.on_bad_media: skip`")
@@ -235,6 +250,9 @@ impl Dataset {
     /// The record's id; its position as text when it has none or cannot be read.
     pub fn id(&self, index: u64) -> String {
         let Ok((file, place)) = self.locate(index) else { return index.to_string() };
+        if let Rows::Tar(records) = &file.rows {
+            return records.id(place, index);
+        }
         match file.rows.read(place, &Origin::default()) {
             Ok(bytes) => {
                 let value = serde_json::from_str(&String::from_utf8_lossy(&bytes));
@@ -245,32 +263,52 @@ impl Dataset {
     }
 }
 
-/// Opens a `.json` (list, or object whose values are records; `//` comments) or `.jsonl` file, or a table: a `.csv` or
-/// `.tsv` file whose header names the fields.
-/// Relative media paths are taken from `media_dir`, or from the file's own folder.
+impl SourceFile {
+    /// Opens a file of records and tells their format if that was not given.
+    fn open(path: &Path, kind: Kind, format: Format, media_dir: Option<&Path>) -> Result<Self, DataError> {
+        let rows = Rows::open(path, kind)?;
+        let format = if format == Format::Auto { detect(path, &rows)? } else { format };
+        let own_dir = path.parent().unwrap_or(Path::new("."));
+        let media_dir = media_dir.unwrap_or(own_dir).to_path_buf();
+        let (path, audio_dir) = (path.to_path_buf(), media_dir.clone());
+        Ok(Self { path, media_dir, audio_dir, format, rows, chosen: None, weight: 1.0 })
+    }
+}
+
+/// Opens the records that a path names, as one dataset: a `.json` (list, or object whose values are records; `//`
+/// comments), `.jsonl` or WebDataset `.tar` file, or a table (`.csv` or `.tsv`, whose header names the fields); a folder of
+/// such files; or a pattern for them, with `*`, `?`, `[a-z]`, `{000..011}` and `{a,b}`. Several files stand in the order of
+/// their names, or of the braces; all are of one kind and one format. Relative media paths are taken from `media_dir`, or
+/// from each file's own folder.
 ///
 /// # Errors
-/// The file cannot be read, holds no record, or its format cannot be told.
+/// Nothing is there, a file cannot be read or holds no record, the format cannot be told, or the files differ in it.
 pub fn open_dataset(path: &Path, format: Format, media_dir: Option<&Path>) -> Result<Dataset, DataError> {
-    let rows = Rows::open(path)?;
-    let format = if format == Format::Auto { detect(path, &rows)? } else { format };
-    let own_dir = path.parent().unwrap_or(Path::new("."));
-    let media_dir = media_dir.unwrap_or(own_dir).to_path_buf();
-    let starts = vec![0, rows.len()];
-    let (path, audio_dir) = (path.to_path_buf(), media_dir.clone());
-    Ok(Dataset {
-        files: vec![SourceFile { path, media_dir, audio_dir, format, rows, chosen: None, weight: 1.0 }],
-        starts,
-        mixture: None,
-    })
+    let (kind, paths) = shards::expand(path)?;
+    let mut files: Vec<SourceFile> = Vec::with_capacity(paths.len());
+    for path in &paths {
+        let file = SourceFile::open(path, kind, format, media_dir)?;
+        if let Some(first) = files.first().filter(|first| first.format != file.format) {
+            let (own, other) = (file.format.name(), first.format.name());
+            let what =
+                format!("its records are of the format `{own}`, those of `{}` of `{other}`", first.path.display());
+            let hint = "name files of one format in a dataset, and the others in one of their own";
+            return Err(dataset_error(path, "mixed_shards", what, hint));
+        }
+        files.push(file);
+    }
+    Ok(Dataset::concat(vec![Dataset { files, starts: Vec::new(), mixture: None }]))
 }
 
 /// The format of the first record that can be read and has a known key.
 fn detect(path: &Path, rows: &Rows) -> Result<Format, DataError> {
-    let mut seen = None;
+    let (mut seen, mut refused) = (None, None);
     for i in 0..rows.len().min(DETECT_RECORDS) {
         let bytes = match rows.read(i, &Origin::default()) {
-            Err(error) if error.is_one_record() => continue,
+            Err(error) if error.is_one_record() => {
+                refused = refused.or(Some(error));
+                continue;
+            }
             read => read?,
         };
         let Ok(value) = serde_json::from_slice::<serde_json::Value>(&bytes) else { continue };
@@ -279,11 +317,12 @@ fn detect(path: &Path, rows: &Rows) -> Result<Format, DataError> {
         }
         seen = seen.or_else(|| value.as_object().map(|o| o.keys().take(8).cloned().collect::<Vec<_>>().join("`, `")));
     }
-    let what = match seen {
-        Some(keys) => {
+    let what = match (seen, refused) {
+        (Some(keys), _) => {
             format!("the format cannot be told: expected records with {}, found `{keys}`", formats::KNOWN_KEYS)
         }
-        None => "the format cannot be told: none of the first records is a readable object".to_owned(),
+        (None, Some(refused)) if matches!(rows, Rows::Tar(_)) => return Err(refused),
+        (None, _) => "the format cannot be told: none of the first records is a readable object".to_owned(),
     };
     Err(dataset_error(path, "unknown_format", what, "name the format with `data.train.format`, or convert the file"))
 }

@@ -61,7 +61,7 @@ impl Fingerprint {
         print
     }
 
-    fn add(&mut self, bytes: &[u8]) {
+    pub(crate) fn add(&mut self, bytes: &[u8]) {
         self.num_bytes += bytes.len() as u64;
         self.hash = bytes.iter().fold(self.hash, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     }
@@ -101,6 +101,7 @@ impl JsonIndex {
             index.scan_document(file)?;
         }
         index.fingerprint = fingerprint;
+        index.entries.shrink_to_fit();
         if index.entries.is_empty() {
             return Err(dataset_error(path, "empty_dataset", "the file holds no record", "check the file's content"));
         }
@@ -476,5 +477,24 @@ impl<R: Read> Scanner<R> {
             }
             byte = self.next_token()?.ok_or("the file ends inside a record")?;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_file_costs_sixteen_bytes_a_record() {
+        const NUM_RECORDS: usize = 300_000;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("large.jsonl");
+        let line = format!("{{\"messages\": \"{}\"}}\n", "x".repeat(80));
+        std::fs::write(&path, line.repeat(NUM_RECORDS)).unwrap();
+        let index = JsonIndex::open(&path).unwrap();
+        assert_eq!(index.len(), NUM_RECORDS as u64);
+        assert_eq!(index.entries.capacity() * size_of::<Entry>() + index.keys.capacity(), NUM_RECORDS * 16);
+        assert_eq!(index.read(299_999).unwrap(), line.trim_end().as_bytes());
+        assert_eq!(index.line_of(299_999), 300_000);
     }
 }

@@ -1,12 +1,11 @@
 //! Owns what we read of containers ourselves, before or beside libav: declared sizes that would cost memory, missing
 //! parts, missing ends, and frames that are never shown. It refuses to demux.
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
 use crate::sniff::{Kind, OpenFile};
-use crate::{Limits, MediaError};
+use crate::{Limits, MediaError, MediaFile};
 
 /// Most boxes in one MP4 file. Two hours in fragments of a second have some 60 000.
 const MAX_BOXES: usize = 400_000;
@@ -35,7 +34,7 @@ pub(crate) fn check(path: &Path, file: &OpenFile, kind: Kind, limits: &Limits) -
 /// A file looked into here and there, mostly forwards.
 struct Scan<'a> {
     path: &'a Path,
-    reader: BufReader<&'a File>,
+    reader: BufReader<&'a MediaFile>,
     position: u64,
     size: u64,
 }

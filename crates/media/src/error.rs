@@ -3,6 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::shown;
+
 /// Why a media file (or a request about one) was refused.
 ///
 /// `Display` gives one line, lower case, with the path and a hint after `; hint:`.
@@ -10,19 +12,19 @@ use std::path::{Path, PathBuf};
 #[non_exhaustive]
 pub enum MediaError {
     /// Nothing exists at the path.
-    #[error("`{path}`: no such file; hint: check the path and the media folder", path = path.display())]
+    #[error("`{path}`: no such file; hint: check the path and the media folder", path = shown(path))]
     MissingFile {
         /// The path as it was asked for.
         path: PathBuf,
     },
     /// The path is a folder, a socket or another thing that is not a regular file.
-    #[error("`{path}`: not a regular file; hint: a folder of frames must be given as frames", path = path.display())]
+    #[error("`{path}`: not a regular file; hint: a folder of frames must be given as frames", path = shown(path))]
     NotAFile {
         /// The path as it was asked for.
         path: PathBuf,
     },
     /// The file has no bytes.
-    #[error("`{path}`: the file is empty; hint: download or copy it again", path = path.display())]
+    #[error("`{path}`: the file is empty; hint: download or copy it again", path = shown(path))]
     EmptyFile {
         /// The path as it was asked for.
         path: PathBuf,
@@ -30,7 +32,7 @@ pub enum MediaError {
     /// The first bytes are not those of a container or image format that this crate opens.
     #[error(
         "`{path}`: {found} is not an allowed {wanted}; hint: convert it to {suggestion}, or remove the record",
-        path = path.display()
+        path = shown(path)
     )]
     NotAllowedContainer {
         /// The path as it was asked for.
@@ -43,7 +45,7 @@ pub enum MediaError {
         suggestion: &'static str,
     },
     /// The container or image data contradicts itself, or lacks a part without which nothing can be read.
-    #[error("`{path}`: broken {format} file: {detail}; hint: the file is damaged or incomplete, get it again", path = path.display())]
+    #[error("`{path}`: broken {format} file: {detail}; hint: the file is damaged or incomplete, get it again", path = shown(path))]
     Broken {
         /// The path as it was asked for.
         path: PathBuf,
@@ -53,7 +55,7 @@ pub enum MediaError {
         detail: String,
     },
     /// The file ends before the data that was asked for.
-    #[error("`{path}`: truncated: {detail}; hint: the file is incomplete, get it again", path = path.display())]
+    #[error("`{path}`: truncated: {detail}; hint: the file is incomplete, get it again", path = shown(path))]
     Truncated {
         /// The path as it was asked for.
         path: PathBuf,
@@ -61,7 +63,7 @@ pub enum MediaError {
         detail: String,
     },
     /// The container holds no video stream (attached pictures do not count).
-    #[error("`{path}`: no video track; hint: remove the record, or use it as audio", path = path.display())]
+    #[error("`{path}`: no video track; hint: remove the record, or use it as audio", path = shown(path))]
     NoVideoTrack {
         /// The path as it was asked for.
         path: PathBuf,
@@ -81,7 +83,7 @@ pub enum MediaError {
         detail: String,
     },
     /// There is a video stream, and not one frame of it can be read.
-    #[error("`{path}`: no frames: {detail}; hint: remove the record", path = path.display())]
+    #[error("`{path}`: no frames: {detail}; hint: remove the record", path = shown(path))]
     NoFrames {
         /// The path as it was asked for.
         path: PathBuf,
@@ -89,7 +91,7 @@ pub enum MediaError {
         detail: String,
     },
     /// No decoder for the codec, or one that this crate does not allow.
-    #[error("`{path}`: codec `{codec}` is not supported; hint: convert the file to h264, hevc, vp9 or av1", path = path.display())]
+    #[error("`{path}`: codec `{codec}` is not supported; hint: convert the file to h264, hevc, vp9 or av1", path = shown(path))]
     UnsupportedCodec {
         /// The path as it was asked for.
         path: PathBuf,
@@ -97,7 +99,7 @@ pub enum MediaError {
         codec: String,
     },
     /// A limit of [`crate::Limits`] would be passed.
-    #[error("`{path}`: too large: {what} is {found}, the limit is {limit}; hint: {hint}", path = path.display(), hint = limit_hint(what))]
+    #[error("`{path}`: too large: {what} is {found}, the limit is {limit}; hint: {hint}", path = shown(path), hint = limit_hint(what))]
     TooLarge {
         /// The path as it was asked for.
         path: PathBuf,
@@ -109,7 +111,7 @@ pub enum MediaError {
         limit: String,
     },
     /// The work on this file took longer than [`crate::Limits::deadline`].
-    #[error("`{path}`: not read within the deadline of {seconds} s; hint: the file may be hostile or the disk slow: remove the record, or raise `data.limits.deadline_s` in the plan", path = path.display())]
+    #[error("`{path}`: not read within the deadline of {seconds} s; hint: the file may be hostile or the disk slow: remove the record, or raise `data.limits.deadline_s` in the plan", path = shown(path))]
     Deadline {
         /// The path as it was asked for.
         path: PathBuf,
@@ -117,7 +119,7 @@ pub enum MediaError {
         seconds: f64,
     },
     /// The decoder gave no picture for a frame that the container lists.
-    #[error("`{path}`: frame {index} at {seconds:.3} s cannot be decoded: {detail}; hint: the file is damaged, get it again", path = path.display())]
+    #[error("`{path}`: frame {index} at {seconds:.3} s cannot be decoded: {detail}; hint: the file is damaged, get it again", path = shown(path))]
     Undecodable {
         /// The path as it was asked for.
         path: PathBuf,
@@ -129,7 +131,7 @@ pub enum MediaError {
         detail: String,
     },
     /// A frame number past the end.
-    #[error("`{path}`: frame {index} does not exist: the file has {num_frames} frames", path = path.display())]
+    #[error("`{path}`: frame {index} does not exist: the file has {num_frames} frames", path = shown(path))]
     FrameOutOfRange {
         /// The path as it was asked for.
         path: PathBuf,
@@ -139,7 +141,7 @@ pub enum MediaError {
         num_frames: usize,
     },
     /// The file changed between indexing and decoding.
-    #[error("`{path}`: the file changed while it was being used; hint: keep media files unchanged during a run", path = path.display())]
+    #[error("`{path}`: the file changed while it was being used; hint: keep media files unchanged during a run", path = shown(path))]
     Changed {
         /// The path as it was asked for.
         path: PathBuf,
@@ -159,7 +161,7 @@ pub enum MediaError {
         detail: String,
     },
     /// Writing a video or an image failed.
-    #[error("`{path}`: cannot write: {detail}", path = path.display())]
+    #[error("`{path}`: cannot write: {detail}", path = shown(path))]
     Encode {
         /// The path being written.
         path: PathBuf,
@@ -167,7 +169,7 @@ pub enum MediaError {
         detail: String,
     },
     /// The operating system refused.
-    #[error("`{path}`: {source}", path = path.display())]
+    #[error("`{path}`: {source}", path = shown(path))]
     Io {
         /// The path as it was asked for.
         path: PathBuf,

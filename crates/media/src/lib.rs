@@ -20,6 +20,7 @@ mod frames;
 
 mod index;
 mod limits;
+mod part;
 mod picture;
 pub mod resize;
 mod sample;
@@ -38,6 +39,7 @@ pub use error::MediaError;
 pub use frames::{list_frame_folder, load_frame_files};
 pub use index::{VideoIndex, Warning, index_video};
 pub use limits::Limits;
+pub use part::{FilePart, MediaFile, file_of, shown};
 pub use picture::{Frame, RgbImage, encode_png, write_png};
 pub use sample::{FrameCount, FrameRule, SampleSpec, frames_in_part, sample_indices};
 pub use sheet::contact_sheet;

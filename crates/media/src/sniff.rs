@@ -1,11 +1,10 @@
 //! Owns the recognition of files by their first bytes, and the opening of files for reading.
 //! It refuses to trust names: a playlist called `.mp4` is a text file.
 
-use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
 
-use crate::MediaError;
+use crate::{MediaError, MediaFile, file_of};
 
 /// What a file is, by its first bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,11 +147,11 @@ fn picture_brand(head: &[u8]) -> Option<&'static str> {
     }
 }
 
-/// A file opened for reading, with its kind.
+/// A file or a part of one opened for reading, with its kind.
 pub(crate) struct OpenFile {
     /// The handle, at its start.
-    pub file: File,
-    /// Bytes in the file.
+    pub file: MediaFile,
+    /// Bytes in it.
     pub size: u64,
     /// What it is, if known.
     pub kind: Option<Kind>,
@@ -164,21 +163,25 @@ pub(crate) struct OpenFile {
 pub(crate) fn open(path: &Path) -> Result<OpenFile, MediaError> {
     let io = |error| MediaError::io(path, error);
     // The kind of file is asked before opening, because opening a named pipe would wait for a writer.
-    if !std::fs::metadata(path).map_err(io)?.is_file() {
+    if !std::fs::metadata(file_of(path)).map_err(io)?.is_file() {
         return Err(MediaError::NotAFile { path: path.to_path_buf() });
     }
-    let mut file = File::open(path).map_err(io)?;
+    let mut file = MediaFile::open(path).map_err(|error| match error.kind() {
+        // Whoever named the part found it whole.
+        std::io::ErrorKind::UnexpectedEof => MediaError::Changed { path: path.to_path_buf() },
+        _ => io(error),
+    })?;
     let metadata = file.metadata().map_err(io)?;
     if !metadata.is_file() {
         return Err(MediaError::NotAFile { path: path.to_path_buf() });
     }
-    if metadata.len() == 0 {
+    if file.size() == 0 {
         return Err(MediaError::EmptyFile { path: path.to_path_buf() });
     }
     let mut head = Vec::with_capacity(HEAD);
     Read::by_ref(&mut file).take(HEAD as u64).read_to_end(&mut head).map_err(io)?;
     file.seek(SeekFrom::Start(0)).map_err(io)?;
-    Ok(OpenFile { file, size: metadata.len(), kind: kind_of(&head), head })
+    Ok(OpenFile { size: file.size(), file, kind: kind_of(&head), head })
 }
 
 /// In words, what a file that is not opened looks like.

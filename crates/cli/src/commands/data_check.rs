@@ -172,12 +172,12 @@ fn check_source(
         }
         MediaSource::Path(path) => {
             let index = media::index_video(path, limits)?;
-            notes.extend(index.warnings.iter().map(|warning| format!("`{}`: {}", path.display(), warning.message)));
+            notes.extend(index.warnings.iter().map(|warning| format!("`{}`: {}", media::shown(path), warning.message)));
             // The last frame is where a cut file fails.
             let frames = media::decode_frames(&index, &[0, index.num_frames() - 1], limits)?;
             for frame in frames.iter().filter(|frame| frame.damaged) {
                 let place = format!("frame {} at {:.3} s", frame.index, frame.seconds);
-                notes.push(format!("`{}`: {place} is damaged in the file", path.display()));
+                notes.push(format!("`{}`: {place} is damaged in the file", media::shown(path)));
             }
             Ok(())
         }

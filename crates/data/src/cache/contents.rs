@@ -2,7 +2,7 @@
 //! It refuses to know what is decoded from them.
 
 use std::collections::HashMap;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use hub::store::Hash;
+use media::{MediaFile, file_of};
 use parking_lot::Mutex;
 
 /// A file that was written less than this before it was looked at may be written again under the same times: such a hash
@@ -45,7 +46,9 @@ pub(crate) struct Content {
 impl Content {
     /// Whether the files still look as they did when they were hashed: only then did a reader read that content.
     pub fn is_unchanged(&self) -> bool {
-        self.files.iter().all(|(path, stamp)| std::fs::metadata(path).is_ok_and(|meta| Stamp::of(&meta) == *stamp))
+        self.files
+            .iter()
+            .all(|(path, stamp)| std::fs::metadata(file_of(path)).is_ok_and(|meta| Stamp::of(&meta) == *stamp))
     }
 }
 
@@ -79,16 +82,17 @@ impl Contents {
     }
 
     fn of_one(&self, path: &Path) -> io::Result<(Hash, Stamp)> {
-        let meta = std::fs::metadata(path)?;
+        let meta = std::fs::metadata(file_of(path))?;
         if !meta.is_file() {
             return Err(io::Error::other("not a regular file"));
         }
+        // The path of a part of an archive names its range as well.
         let stamp = Stamp::of(&meta);
         let name = name_of(path, &stamp);
         if let Some(hash) = self.known.lock().get(&name) {
             return Ok((*hash, stamp));
         }
-        let file = File::open(path)?;
+        let file = MediaFile::open(path)?;
         let mut hasher = blake3::Hasher::new();
         hasher.update_reader(&file)?;
         if Stamp::of(&file.metadata()?) != stamp {

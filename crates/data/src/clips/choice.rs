@@ -64,7 +64,7 @@ impl Clips {
             }
             Opened::Video(video) => {
                 for warning in &video.facts.warnings {
-                    self.notes.push(format!("`{}`: {warning}", video.path.display()));
+                    self.notes.push(format!("`{}`: {warning}", media::shown(&video.path)));
                 }
                 (video.facts.seconds.len(), video.facts.fps, &video.facts.seconds, false)
             }

@@ -259,7 +259,7 @@ pub(super) fn open(
         return Ok(Opened::Sound(Arc::new(Sound::open(&path, range, &options.limits).map_err(media_error)?)));
     }
     if is_image {
-        if !path.exists() {
+        if !media::file_of(&path).exists() {
             return Err(media_error(MediaError::MissingFile { path }));
         }
         return Ok(Opened::Picture(Arc::new(Still { path, image: Mutex::default() })));

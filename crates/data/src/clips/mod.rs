@@ -135,7 +135,7 @@ impl Clips {
             if let Opened::Video(video) = &clip.opened
                 && damaged > 0
             {
-                let (path, total) = (video.path.display(), shots.len());
+                let (path, total) = (media::shown(&video.path), shots.len());
                 self.notes.push(format!("`{path}`: {damaged} of {total} frames are damaged in the file"));
             }
             let infos = clip.indices.iter().map(|&index| FrameInfo {
@@ -171,10 +171,10 @@ fn same_clip(a: &MediaRef, b: &MediaRef) -> bool {
 /// The file, list or address of a reference, for messages.
 pub(crate) fn name_of(reference: &MediaRef) -> String {
     match &reference.source {
-        MediaSource::Path(path) => path.display().to_string(),
+        MediaSource::Path(path) => media::shown(path).to_string(),
         MediaSource::Url(url) => url.clone(),
         MediaSource::Files(files) => {
-            format!("{} and {} more", files.first().map_or(Path::new(""), |p| p).display(), files.len().max(1) - 1)
+            format!("{} and {} more", media::shown(files.first().map_or(Path::new(""), |p| p)), files.len().max(1) - 1)
         }
     }
 }

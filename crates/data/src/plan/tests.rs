@@ -133,3 +133,11 @@ fn one_dataset_may_stand_alone() {
     assert_eq!(plan.train[0].path, Path::new("a.json"));
     assert_eq!(plan.eval[0].path, Path::new("b.json"));
 }
+
+#[test]
+fn a_list_of_paths_is_so_many_datasets() {
+    let plan = DataPlan::from_json(&json!({"train": [{"path": ["a.json", "b.json"], "media_dir": "m"}, "c"]})).unwrap();
+    let sets: Vec<_> = plan.train.iter().map(|set| (set.path.to_str().unwrap(), set.media_dir.is_some())).collect();
+    assert_eq!(sets, [("a.json", true), ("b.json", true), ("c", false)]);
+    assert!(DataPlan::from_json(&json!({"train": {"path": []}})).is_err());
+}

@@ -2,21 +2,20 @@
 //! It refuses to open anything else: nested files, network and other demuxers are cut off.
 
 use std::ffi::{CString, c_int, c_void};
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 use std::ptr;
 
 use super::{AvError, Library, OUT_OF_MEMORY, ffi, text};
 use crate::limits::Clock;
-use crate::{Limits, MediaError};
+use crate::{Limits, MediaError, MediaFile};
 
 /// Size of the buffer between the file and libav.
 const IO_BUFFER: usize = 64 << 10;
 
 /// The open file behind libav's reader.
 struct Source {
-    file: File,
+    file: MediaFile,
     size: u64,
     position: u64,
     clock: Clock,
@@ -157,7 +156,7 @@ impl Input {
     /// behind it (deadline, system).
     pub fn open(
         av: &'static Library,
-        file: File,
+        file: MediaFile,
         size: u64,
         demuxer: &str,
         limits: &Limits,
